@@ -1,0 +1,102 @@
+"""The model card that goes with a plug-in, made from its config alone."""
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+
+def model_card(config: Mapping[str, Any], paper: str, parameters: int, extra: Mapping[str, Any]) -> str:
+    """Markdown with the YAML header that the hub reads.
+
+    Args:
+        config: ``PluginConfig`` as a dict.
+        paper: Source of the method.
+        parameters: Weights of the reducer.
+        extra: More header entries, and ``notes``, text for the body.
+    """
+    from huggingface_hub import ModelCardData
+
+    backbone = config["backbone"]
+    name, base = config["reducer"], short_id(backbone["id"])
+    header: dict[str, Any] = {
+        "library_name": "lit_reduce",
+        "base_model": base,
+        "base_model_relation": "adapter",
+        "pipeline_tag": "image-text-to-text",
+        "license": "apache-2.0",
+        **{key: value for key, value in extra.items() if key not in ("notes", "tags")},
+        "tags": ["lit_reduce", "visual-token-reduction", name, *extra.get("tags", ())],
+    }
+    budgets = ", ".join(str(count) for count in config["budgets"]) or "none"
+    parts = [
+        f"---\n{ModelCardData(ignore_metadata_errors=True, **header).to_yaml()}\n---",
+        f"# {name} for {base}",
+        f"A lit_reduce plug-in: it keeps a few of the {backbone['tokens']} visual"
+        f" tokens of each image and leaves the backbone as it is.",
+        "\n".join(
+            [
+                f"- Backbone: `{base}` ({backbone['family']}, hidden size {backbone['hidden_size']}),"
+                f" SHA-256 of the weights `{backbone['hash']}`; others are refused",
+                f"- Budgets trained: {budgets} tokens per image",
+                f"- Positions of the kept tokens: {config['positions']}",
+                f"- Size: {parameters:,} parameters",
+                f"- Written by lit_reduce {config['library_version']}",
+                *([f"- Method: {paper}"] if paper else []),
+            ]
+        ),
+        "## Measured",
+        metrics_table(config["metrics"]),
+        "## Use",
+        f'```bash\npython predict.py backbone={base} reducer=PATH_OR_HUB_ID keep=64 image=a.png prompt="What is it?"\n```',
+        "```python\nfrom lit_reduce import attach\n\n"
+        'with attach(model, "PATH_OR_HUB_ID", keep=64):\n    output = model.generate(**inputs)\n```',
+    ]
+    if extra.get("notes"):
+        parts.append(str(extra["notes"]).strip())
+    return "\n\n".join(parts) + "\n"
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> str:
+    """One row per budget and one column per metric; single values as a list below.
+
+    Args:
+        metrics: ``{column: {budget: value}}`` and ``{name: value}``. A value of three numbers is an estimate and
+            its interval.
+    """
+    columns = {key: value for key, value in metrics.items() if isinstance(value, Mapping)}
+    single = {key: value for key, value in metrics.items() if key not in columns}
+    if not metrics:
+        return "Nothing measured yet."
+    lines: list[str] = []
+    if columns:
+        budgets = sorted({str(budget) for column in columns.values() for budget in column}, key=_descending)
+        lines += ["| tokens | " + " | ".join(columns) + " |", "|---:|" + "---:|" * len(columns)]
+        for budget in budgets:
+            cells = [_shown({str(key): value for key, value in column.items()}.get(budget)) for column in columns.values()]
+            lines.append(f"| {budget} | " + " | ".join(cells) + " |")
+    if columns and single:
+        lines.append("")
+    lines += [f"- {key}: {_shown(value)}" for key, value in single.items()]
+    return "\n".join(lines)
+
+
+def short_id(backbone: str) -> str:
+    """A hub id or a name as it is; of a path only its last part, which means something on another machine."""
+    path = PurePath(backbone)
+    return path.name if path.is_absolute() or len(path.parts) > 2 or backbone.startswith(".") else backbone
+
+
+def _descending(budget: str) -> tuple[float, str]:
+    try:
+        return -float(budget), ""
+    except ValueError:
+        return float("-inf"), budget  # "all" and other words come first
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        first, *rest = [_shown(item) for item in value]
+        return f"{first} ({' to '.join(rest)})" if rest else first
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""Formats that users have: pictures and JSON lines."""

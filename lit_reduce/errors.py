@@ -1,0 +1,8 @@
+"""The one exception that is meant for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one line saying what, where, and what to do.
+
+    The command line prints it as ``error: ...`` and exits with code 2; everything else is a bug and keeps its traceback.
+    """

@@ -1,0 +1,1 @@
+"""Measuring: answers, accuracy with its uncertainty, time to the first token, reports."""

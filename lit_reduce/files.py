@@ -1,0 +1,102 @@
+"""Writing without half-written files: everything goes to a temporary name beside the target, then is renamed."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lit_reduce.errors import UserError
+
+PathLike = str | os.PathLike[str]
+
+
+def write_atomic(path: PathLike, data: bytes | str) -> None:
+    """Write ``data`` (text as UTF-8) so that ``path`` holds either its old content or all of the new one.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """Yield a temporary name in the folder of ``path``; it takes the place of ``path`` on success, vanishes on failure.
+
+    The temporary name keeps the suffix, because picture and plot writers choose their format by it.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    target = Path(path)
+    temporary = _beside(target)
+    with _explained(target, temporary):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise UserError(f"cannot write {target}: it is a folder; give the name of a file")
+        try:
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: PathLike) -> Iterator[Path]:
+    """Yield an empty temporary folder beside ``path``; on success its content becomes ``path``.
+
+    A new folder appears at once. In a folder that is already there each file replaces its namesake, one whole file
+    after the other in the order of names, and whatever else lies there is left alone: it may be the user's.
+
+    Raises:
+        UserError: the folder cannot be written, the disk is full, or ``path`` is a file.
+    """
+    target = Path(os.path.abspath(path))
+    temporary = _beside(target)
+    with _explained(target, temporary):
+        if target.exists() and not target.is_dir():
+            raise UserError(f"cannot write the folder {target}: a file of that name is in the way; give another name")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            entries = sorted(temporary.rglob("*"))
+            for entry in entries:
+                _flush(entry)
+            if not target.exists():
+                os.rename(temporary, target)
+                return
+            for entry in entries:
+                place = target / entry.relative_to(temporary)
+                if entry.is_file():
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(entry, place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+
+
+def _flush(path: Path) -> None:
+    """Force the bytes to the disk, so that the rename never overtakes them; also where a full disk is noticed late."""
+    if path.is_file():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def _explained(target: Path, temporary: Path) -> Iterator[None]:
+    """Turn an error of the file system about this target into a sentence; other errors of the caller pass through."""
+    try:
+        yield
+    except OSError as error:
+        ours = error.filename is None or str(error.filename).startswith((str(temporary), str(target), str(target.parent)))
+        if error.errno is None or not ours:
+            raise
+        raise UserError(f"cannot write {target}: {error.strerror}; free some space or choose another place") from error

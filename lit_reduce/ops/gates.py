@@ -1,0 +1,111 @@
+"""Gates: letting gradients through the choice of exactly K tokens."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def exact_budget(scores: Tensor, k: int, tau: float = 1.0) -> Tensor:
+    """Soft gates that sum to exactly ``k``: ``m_j = sigmoid((s_j - lam) / tau)``, with ``lam`` found by bisection.
+
+    Because every row meets its budget, no ratio loss is needed. ``lam`` depends on the scores, and the gradient knows:
+    with ``a_j = m_j (1 - m_j)``, ``dL/ds_j = a_j / tau * (g_j - sum(g a) / sum(a))``. Our reading of an exact-budget
+    top-K relaxation (implicit differentiation of ``sum(m) = k``).
+
+    Args:
+        scores: ``[B, N]``, finite.
+        k: Between 1 and N.
+        tau: Softness; the gates become 0 and 1 as it goes to 0.
+
+    Returns:
+        ``[B, N]`` in float32 (float64 for float64 scores), each row summing to ``k``.
+    """
+    if not 1 <= k <= scores.shape[-1]:
+        raise ValueError(f"k={k} is not between 1 and {scores.shape[-1]}")
+    if tau <= 0:
+        raise ValueError(f"tau={tau} is not positive")
+    gates: Tensor = _ExactBudget.apply(scores, k, tau)
+    return gates
+
+
+class _ExactBudget(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, k: int, tau: float) -> Tensor:
+        exact = scores.double()
+        count = scores.shape[-1]
+        if k == count:
+            gates = torch.ones_like(exact)
+        else:
+            # At either end of this bracket all gates are on one side of k / N, and so is their mean.
+            shift = tau * math.log(k / (count - k))
+            low = exact.amin(-1, keepdim=True) - shift
+            high = exact.amax(-1, keepdim=True) - shift
+            for _ in range(60):  # halves past the last bit of float64; no early stop, which would wait for the device
+                middle = (low + high) / 2
+                too_many = torch.sigmoid((exact - middle) / tau).sum(-1, keepdim=True) > k
+                low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
+            gates = torch.sigmoid((exact - (low + high) / 2) / tau)
+        ctx.save_for_backward(gates)
+        ctx.tau, ctx.dtype = tau, scores.dtype
+        return gates.to(torch.promote_types(scores.dtype, torch.float32))
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gates,) = ctx.saved_tensors
+        slope = gates * (1 - gates)
+        # All gates saturated: the scores no longer matter, and 0 / 0 must not say otherwise.
+        total = slope.sum(-1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
+        mean = (grad * slope).sum(-1, keepdim=True) / total
+        return (slope / ctx.tau * (grad - mean)).to(ctx.dtype), None, None
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of ``hard`` to the last bit, with the gradient of ``soft``."""
+    return hard + (soft - soft.detach())
+
+
+def key_bias(gate: Tensor, hard: Tensor | None = None, floor: float = 0.0) -> Tensor:
+    """Additive attention bias of each visual key: 0 where it is kept, and hidden where it is dropped.
+
+    Forward is hard, backward soft. With ``floor=0`` a dropped key gets the lowest finite number, so it is hidden to the
+    last bit, and the gradient is that of ``log(gate)``. But softmax passes no gradient to a key of probability zero:
+    then only the kept keys learn. With a small ``floor`` (1e-6) a dropped key gets ``log(floor)``, as good as hidden,
+    and the gradient is divided by that same ``floor``: together the exact straight-through gradient of a gate that
+    multiplies the attention weights, so that a dropped token can earn its way back.
+
+    Args:
+        gate: ``[B, N]`` soft gates in (0, 1).
+        hard: ``[B, N]`` bool, the kept ones; None keeps the largest gates, as many as the gates of the row sum to.
+        floor: Weight left to a dropped key in the backward pass, 0 for none.
+
+    Returns:
+        ``[B, N]`` in the dtype of the gates.
+    """
+    if hard is None:
+        order = gate.detach().sort(dim=-1, descending=True, stable=True).indices
+        wanted = gate.detach().double().sum(-1, keepdim=True).round()
+        ranks = torch.arange(gate.shape[-1], device=gate.device).expand_as(gate)
+        hard = torch.zeros_like(gate, dtype=torch.bool).scatter(-1, order, ranks < wanted)
+    bias: Tensor = _KeyBias.apply(gate, hard.bool(), floor)
+    return bias
+
+
+class _KeyBias(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, hard: Tensor, floor: float) -> Tensor:
+        lowest = torch.finfo(gate.dtype).min if floor == 0 else math.log(floor)
+        if floor == 0:
+            ctx.save_for_backward(gate.clamp_min(1e-6))
+        else:
+            ctx.save_for_backward(hard.to(gate.dtype).clamp_min(floor))
+        return torch.zeros_like(gate).masked_fill(~hard, lowest)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (divisor,) = ctx.saved_tensors
+        return grad / divisor, None, None

@@ -1,0 +1,20 @@
+"""Average pooling: a coarser picture."""
+
+from lit_reduce.ops.mergers import average_pool
+from lit_reduce.reducer import Reducer, register
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+@register
+class PoolReducer(Reducer):
+    """Each of K even cells becomes the mean of its tokens, at the position of its centre."""
+
+    name = "pool"
+    kind = "resample"
+    paper = "control"
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        """The same cells for every image."""
+        batch = len(tokens.features)
+        pooled, anchors, owner = average_pool(tokens.features, tokens.grid, keep)
+        return Reduction(anchors.expand(batch, -1), features=pooled, assignment=owner.expand(batch, -1))

@@ -1,0 +1,118 @@
+"""The only vocabulary that a reducer knows: visual tokens in, a reduction out, and a budget between them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Union
+
+from torch import Tensor
+
+from lit_reduce.errors import UserError
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The N visual tokens of B images (or videos) at the place where a reducer acts.
+
+    Attributes:
+        features: ``[B, N, D]``, the projected tokens that the language model would get.
+        grid: Frames, rows and columns; the product differs from N when newline tokens are present.
+        signals: What a reducer asked for by name: ``text`` ``[B, T, D]`` prompt embeddings and ``text_mask``
+            ``[B, T]`` (true at real prompt tokens), ``cls`` ``[B, N]`` attention of the CLS token (mean over heads),
+            ``encoder`` ``[B, N, Dv]`` features of the vision tower before the projector.
+    """
+
+    features: Tensor
+    grid: tuple[int, int, int]
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 3:
+            raise ValueError(f"features must be [B, N, D], not {tuple(self.features.shape)}")
+
+    @property
+    def count(self) -> int:
+        """N, the number of visual tokens of each image."""
+        return self.features.shape[1]
+
+    def signal(self, name: str) -> Tensor:
+        """The signal of that name.
+
+        Raises:
+            UserError: the backbone gave no such signal.
+        """
+        if name not in self.signals:
+            here = ", ".join(sorted(self.signals)) or "none"
+            raise UserError(f"the signal '{name}' is missing (given: {here}); use a reducer that does without it")
+        return self.signals[name]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What a reducer returns: K tokens for each of B images.
+
+    Attributes:
+        anchors: ``[B, K]`` int64, ascending original indices; they say which position each kept token takes.
+        features: ``[B, K, D]``, or None when the new tokens are plain copies of the anchors.
+        valid: ``[B, K]`` bool, or None when all are valid. Invalid entries trail and are ignored.
+        scores: ``[B, N]``, for overlays and training.
+        assignment: ``[B, N]`` int64, which of the K tokens each original one went into, -1 for none.
+    """
+
+    anchors: Tensor
+    features: Tensor | None = None
+    valid: Tensor | None = None
+    scores: Tensor | None = None
+    assignment: Tensor | None = None
+
+    def gather(self, tokens: VisualTokens) -> Tensor:
+        """The reduced tokens ``[B, K, D]``."""
+        if self.features is not None:
+            return self.features
+        width = tokens.features.shape[-1]
+        return tokens.features.gather(1, self.anchors.unsqueeze(-1).expand(-1, -1, width))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many tokens of each image stay: a count (int) or a ratio (float in (0, 1])."""
+
+    value: int | float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, int) and not isinstance(self.value, bool):
+            if self.value < 1:
+                raise UserError(f"keep={self.value}: at least 1 token per image must stay; give 1 or more")
+        elif not isinstance(self.value, float) or not 0 < self.value <= 1:
+            raise UserError(f"keep={self.value}: give a count (whole number, 64) or a ratio in (0, 1] (0.25)")
+
+    @classmethod
+    def parse(cls, value: Union[int, float, str, "Budget"]) -> "Budget":
+        """Read ``64``, ``"64"`` (tokens per image), ``0.25``, ``"0.25"`` (ratio) or a ready budget.
+
+        Raises:
+            UserError: not a number, or out of range.
+        """
+        if isinstance(value, Budget):
+            return value
+        if isinstance(value, str):
+            try:
+                return cls(float(value) if any(mark in value.lower() for mark in ".enf") else int(value))
+            except ValueError:
+                raise UserError(f"keep={value!r} is not a number; give a count (64) or a ratio (0.25)") from None
+        if isinstance(value, Integral) and not isinstance(value, bool):
+            return cls(int(value))
+        return cls(float(value) if isinstance(value, Real) and not isinstance(value, bool) else value)
+
+    def count(self, n: int) -> int:
+        """Tokens to keep of ``n``; a ratio keeps at least one.
+
+        Raises:
+            UserError: a count above ``n``.
+        """
+        if isinstance(self.value, float):
+            return min(n, max(1, math.floor(self.value * n + 0.5)))
+        if self.value > n:
+            raise UserError(f"keep={self.value}: an image has only {n} visual tokens here; give at most {n}")
+        return self.value
