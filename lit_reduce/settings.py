@@ -1,7 +1,7 @@
 """Typed settings: dataclass defaults <- YAML files <- ``key=value`` words, with errors that name the right key.
 
 A setting whose type is a dataclass is a *group*. ``reducer=covipal`` fills it from ``configs/reducer/covipal.yaml``
-when that file exists; any other word becomes the group's ``name``: ``reducer=checkpoints/pocket/covipal`` works as well.
+when that file exists; any other word becomes the group's ``name``, as in ``reducer=checkpoints/pocket/covipal``.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_reduce.errors import UserError
@@ -53,11 +53,11 @@ def resolve(schema: type[T], argv: Sequence[str], configs: Path, name: str) -> T
     words = [_split(word) for word in argv if not word.startswith("-")]
     merged = OmegaConf.structured(schema)
     for path in [configs / f"{name}.yaml", *(Path(value) for key, value in words if key == "config")]:
-        _merge(merged, schema, _read_yaml(path), configs, str(path))
+        merged = _merge(merged, schema, _read_yaml(path), configs, str(path))
     # Group files first, so that `reducer.depth=3 reducer=covipal` means the same in either order.
     chosen = [(key, value) for key, value in words if key != "config"]
     for key, value in sorted(chosen, key=lambda word: not _is_group(schema, word[0])):
-        _merge(merged, schema, _nested(key, _parse(schema, key, value)), configs, f"{key}={value}")
+        merged = _merge(merged, schema, _nested(key, _parse(schema, key, value)), configs, f"{key}={value}")
     missing = [str(key) for key in OmegaConf.missing_keys(merged)]
     if missing:
         raise UserError(f"setting {missing[0]} is missing: give it as {missing[0]}=VALUE (--help lists the settings)")
@@ -112,26 +112,27 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     text = _read_text(path)
     try:
         content = OmegaConf.to_container(OmegaConf.create(text))
-    except Exception as error:  # noqa: BLE001  the YAML parser's errors share no base with OmegaConf's
+    except Exception as error:  # the YAML parser's errors share no base with OmegaConf's
         raise UserError(f"settings file {path} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"settings file {path} holds no key: value pairs")
     return {str(key): value for key, value in content.items()}
 
 
-def _merge(target: DictConfig, schema: type, values: Mapping[str, Any], configs: Path, origin: str) -> None:
-    """Merge ``values`` into ``target`` in place, expanding groups; ``origin`` says where an error came from."""
+def _merge(target: Any, schema: type, values: Mapping[str, Any], configs: Path, origin: str) -> Any:
+    """Merge ``values`` over ``target``, expanding groups; ``origin`` says where an error came from."""
     for key in _keys(schema, values):
         raise _unknown(schema, key, origin)
+    fresh: Any = OmegaConf.structured(schema)
     for key, value in values.items():
         if _is_group(schema, key) and isinstance(value, str) and value != MISSING:
             value = _group(schema, key, value, configs)
-            target[key] = OmegaConf.structured(schema)[key]  # a newly chosen group forgets the one chosen before
+            target[key] = fresh[key]  # a newly chosen group forgets the one chosen before
         try:
-            merged = OmegaConf.merge(target, {key: value})
+            target = OmegaConf.merge(target, {key: value})
         except (OmegaConfBaseException, ValueError, TypeError) as error:
             raise UserError(f"bad value in {origin}: {_one_line(error)}") from error
-        target[key] = merged[key]
+    return target
 
 
 def _group(schema: type, key: str, value: str, configs: Path) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def _parse(schema: type, key: str, text: str) -> Any:
     """Read ``text`` by the type of setting ``key``: text stays as typed, everything else is YAML."""
     kind: Any = schema
     for part in key.split("."):
-        kind = _types(kind).get(part, Any) if dataclasses.is_dataclass(kind) else Any
+        kind = _types(kind).get(part, Any) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else Any
     union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     options = set(typing.get_args(kind)) if union else {kind}
     if type(None) in options and text in ("null", "none", ""):
@@ -207,7 +208,7 @@ def _parse(schema: type, key: str, text: str) -> Any:
     try:
         parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
         return parsed["value"]
-    except Exception as error:  # noqa: BLE001  as in _read_yaml
+    except Exception as error:  # as in _read_yaml
         raise UserError(f"cannot read the value in {key}={text}: {_one_line(error)}") from error
 
 

@@ -66,6 +66,6 @@ def _header(path: Path, max_pixels: int) -> Image.Image:
     if width * height > max_pixels:
         image.close()
         raise UserError(
-            f"image {path} has {width} x {height} pixels, over the limit of {max_pixels:,}: make it smaller"
+            f"image {path} has {width} x {height}, over the limit of {max_pixels:,} pixels: make it smaller"
         )
     return image

@@ -94,7 +94,8 @@ def _row(record: Any, folder: Path, number: int) -> Row:
             raise UserError(f"field {name} is missing (fields: {', '.join(map(str, record)) or 'none'})")
         if not isinstance(record[name], str) or not record[name].strip():
             raise UserError(f"field {name} is empty or not a text")
-    answer, name = record.get("answer"), record.get("id")
+    name: Any = record.get("id")
+    answer: Any = record.get("answer")
     if isinstance(answer, bool | int | float):
         answer = str(answer)
     if isinstance(answer, list):
