@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lit_reduce.version import __version__
+
 if TYPE_CHECKING:
     from lit_reduce.backbones import Backbone, load
     from lit_reduce.errors import UserError
@@ -11,7 +13,6 @@ if TYPE_CHECKING:
     from lit_reduce.runtime import attach
     from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
-__version__ = "0.1.0"
 
 # Imported at first use, so that the plug-in side (tokens, ops, reducers) never pulls in a model library.
 _HOMES = {
@@ -35,6 +36,7 @@ __all__ = [
     "ScoringReducer",
     "UserError",
     "VisualTokens",
+    "__version__",
     "attach",
     "available",
     "create",

@@ -1,8 +1,20 @@
 """The model card that goes with a plug-in, made from its config alone."""
 
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
+
+_USE = """\
+```bash
+python predict.py backbone={base} reducer=PATH_OR_HUB_ID keep=64 image=a.png prompt="What is it?"
+```
+
+```python
+from lit_reduce import attach
+
+with attach(model, "PATH_OR_HUB_ID", keep=64):
+    output = model.generate(**inputs)
+```"""
 
 
 def model_card(config: Mapping[str, Any], paper: str, parameters: int, extra: Mapping[str, Any]) -> str:
@@ -31,12 +43,11 @@ def model_card(config: Mapping[str, Any], paper: str, parameters: int, extra: Ma
     parts = [
         f"---\n{ModelCardData(ignore_metadata_errors=True, **header).to_yaml()}\n---",
         f"# {name} for {base}",
-        f"A lit_reduce plug-in: it keeps a few of the {backbone['tokens']} visual"
-        f" tokens of each image and leaves the backbone as it is.",
+        f"A lit_reduce plug-in: it keeps a few of an image's {backbone['tokens']} visual tokens; the backbone stays as is.",
         "\n".join(
             [
-                f"- Backbone: `{base}` ({backbone['family']}, hidden size {backbone['hidden_size']}),"
-                f" SHA-256 of the weights `{backbone['hash']}`; others are refused",
+                f"- Backbone: `{base}` ({backbone['family']}, hidden size {backbone['hidden_size']}); others are refused",
+                f"- Its weights: SHA-256 `{backbone['hash']}`",
                 f"- Budgets trained: {budgets} tokens per image",
                 f"- Positions of the kept tokens: {config['positions']}",
                 f"- Size: {parameters:,} parameters",
@@ -47,9 +58,7 @@ def model_card(config: Mapping[str, Any], paper: str, parameters: int, extra: Ma
         "## Measured",
         metrics_table(config["metrics"]),
         "## Use",
-        f'```bash\npython predict.py backbone={base} reducer=PATH_OR_HUB_ID keep=64 image=a.png prompt="What is it?"\n```',
-        "```python\nfrom lit_reduce import attach\n\n"
-        'with attach(model, "PATH_OR_HUB_ID", keep=64):\n    output = model.generate(**inputs)\n```',
+        _USE.format(base=base),
     ]
     if extra.get("notes"):
         parts.append(str(extra["notes"]).strip())
@@ -63,17 +72,20 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         metrics: ``{column: {budget: value}}`` and ``{name: value}``. A value of three numbers is an estimate and
             its interval.
     """
-    columns = {key: value for key, value in metrics.items() if isinstance(value, Mapping)}
+    columns = {
+        key: {str(budget): value for budget, value in column.items()}
+        for key, column in metrics.items()
+        if isinstance(column, Mapping)
+    }
     single = {key: value for key, value in metrics.items() if key not in columns}
     if not metrics:
         return "Nothing measured yet."
     lines: list[str] = []
     if columns:
-        budgets = sorted({str(budget) for column in columns.values() for budget in column}, key=_descending)
+        budgets = sorted({budget for column in columns.values() for budget in column}, key=_descending)
         lines += ["| tokens | " + " | ".join(columns) + " |", "|---:|" + "---:|" * len(columns)]
-        for budget in budgets:
-            cells = [_shown({str(key): value for key, value in column.items()}.get(budget)) for column in columns.values()]
-            lines.append(f"| {budget} | " + " | ".join(cells) + " |")
+        rows = ([budget, *(_shown(column.get(budget)) for column in columns.values())] for budget in budgets)
+        lines += [f"| {' | '.join(row)} |" for row in rows]
     if columns and single:
         lines.append("")
     lines += [f"- {key}: {_shown(value)}" for key, value in single.items()]
@@ -82,8 +94,9 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
 
 def short_id(backbone: str) -> str:
     """A hub id or a name as it is; of a path only its last part, which means something on another machine."""
-    path = PurePath(backbone)
-    return path.name if path.is_absolute() or len(path.parts) > 2 or backbone.startswith(".") else backbone
+    path = Path(backbone)
+    local = path.is_absolute() or len(path.parts) > 2 or backbone.startswith(".") or path.is_dir()
+    return path.name if local else backbone
 
 
 def _descending(budget: str) -> tuple[float, str]:

@@ -4,5 +4,5 @@
 class UserError(Exception):
     """A mistake that the user can mend: one line saying what, where, and what to do.
 
-    The command line prints it as ``error: ...`` and exits with code 2; everything else is a bug and keeps its traceback.
+    The command line prints it as ``error: ...`` and exits with code 2; anything else is a bug and keeps its traceback.
     """

@@ -32,15 +32,15 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         UserError: the folder cannot be written or the disk is full.
     """
     target = Path(path)
+    if target.is_dir():
+        raise UserError(f"cannot write {target}: it is a folder; give the name of a file")
     temporary = _beside(target)
     with _explained(target, temporary):
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            raise UserError(f"cannot write {target}: it is a folder; give the name of a file")
         try:
             yield temporary
             _flush(temporary)
-            os.replace(temporary, target)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -55,7 +55,7 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
     Raises:
         UserError: the folder cannot be written, the disk is full, or ``path`` is a file.
     """
-    target = Path(os.path.abspath(path))
+    target = Path(path).resolve()
     temporary = _beside(target)
     with _explained(target, temporary):
         if target.exists() and not target.is_dir():
@@ -68,13 +68,13 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
             for entry in entries:
                 _flush(entry)
             if not target.exists():
-                os.rename(temporary, target)
+                temporary.rename(target)
                 return
             for entry in entries:
                 place = target / entry.relative_to(temporary)
                 if entry.is_file():
                     place.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(entry, place)
+                    entry.replace(place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -96,7 +96,8 @@ def _explained(target: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        ours = error.filename is None or str(error.filename).startswith((str(temporary), str(target), str(target.parent)))
+        where = temporary if error.filename is None else Path(str(error.filename))
+        ours = where in target.parents or where.is_relative_to(temporary) or where.is_relative_to(target)
         if error.errno is None or not ours:
             raise
         raise UserError(f"cannot write {target}: {error.strerror}; free some space or choose another place") from error

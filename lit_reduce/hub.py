@@ -46,7 +46,7 @@ def upload(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo_id,
-            folder_path=folder,
+            folder_path=Path(folder),
             allow_patterns=list(files),
             revision=revision,
             commit_message=message,

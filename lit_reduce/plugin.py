@@ -1,4 +1,4 @@
-"""The plug-in: a folder of three files that carries a reducer to another machine. Written and read here, and only here."""
+"""The plug-in: a folder of three files that carries a reducer to another machine."""
 
 import dataclasses
 import hashlib
@@ -15,11 +15,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
-from lit_reduce import __version__, hub
+from lit_reduce import hub
 from lit_reduce.card import model_card
 from lit_reduce.errors import UserError
 from lit_reduce.files import PathLike, atomic_folder
 from lit_reduce.reducer import Reducer, find
+from lit_reduce.version import __version__
 
 CONFIG, WEIGHTS, CARD = "reducer_config.json", "reducer.safetensors", "README.md"
 FILES = (CONFIG, WEIGHTS, CARD)
@@ -93,7 +94,7 @@ def save_plugin(
         folder: Where to; other files there are left alone.
         reducer: Only its own ``state_dict`` is saved.
         plugin_config: What else the config file says.
-        card_extra: Header entries for the card (``license``, ``datasets``, ...) with ``notes`` as body text, or the notes alone.
+        card_extra: Header entries for the card (``license``, ...) and ``notes`` for its body, or the notes alone.
 
     Raises:
         UserError: the folder cannot be written.
@@ -216,7 +217,7 @@ def _locate(place: PathLike, revision: str | None, local_files_only: bool) -> Pa
     folder = Path(place).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise UserError(f"revision={revision} is for the hub, but {place} is a local folder; leave the revision out")
+            raise UserError(f"revision={revision} is for the hub, and {place} is a local folder; leave it out")
         return folder
     if folder.exists():
         raise UserError(f"{place} is a file; give the folder of the plug-in")
@@ -230,7 +231,7 @@ def _read_weights(folder: Path, config: PluginConfig) -> dict[str, torch.Tensor]
     try:
         data = path.read_bytes()
         if config.weights_sha256 not in ("", hashlib.sha256(data).hexdigest()):
-            raise UserError(f"{path} is damaged or is not the file that {CONFIG} was saved with; save or fetch it again")
+            raise UserError(f"{path} is damaged, or {CONFIG} is of another save; save or fetch the plug-in again")
         return safetensors.load(data)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({_brief(error)}); save or fetch the plug-in again") from error
@@ -266,7 +267,7 @@ def _typed(schema: type[_T], raw: Any, path: Path) -> _T:
     values: dict[str, Any] = {}
     for key in kinds.keys() & raw.keys():
         kind: Any = kinds[key]
-        value = _typed(BackboneId, raw[key], path) if kind is BackboneId else raw[key]
+        value: Any = _typed(BackboneId, raw[key], path) if kind is BackboneId else raw[key]
         plain = getattr(kind, "__origin__", kind)
         wrong = not isinstance(value, plain) or (isinstance(value, bool) and plain is int)
         if wrong or (key == "budgets" and not all(type(count) is int for count in value)):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Union
+from typing import Any
 
 from torch import Tensor
 
@@ -88,7 +88,7 @@ class Budget:
             raise UserError(f"keep={self.value}: give a count (whole number, 64) or a ratio in (0, 1] (0.25)")
 
     @classmethod
-    def parse(cls, value: Union[int, float, str, "Budget"]) -> "Budget":
+    def parse(cls, value: Any) -> "Budget":
         """Read ``64``, ``"64"`` (tokens per image), ``0.25``, ``"0.25"`` (ratio) or a ready budget.
 
         Raises:
@@ -101,9 +101,9 @@ class Budget:
                 return cls(float(value) if any(mark in value.lower() for mark in ".enf") else int(value))
             except ValueError:
                 raise UserError(f"keep={value!r} is not a number; give a count (64) or a ratio (0.25)") from None
-        if isinstance(value, Integral) and not isinstance(value, bool):
-            return cls(int(value))
-        return cls(float(value) if isinstance(value, Real) and not isinstance(value, bool) else value)
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise UserError(f"keep={value!r} is not a number; give a count (64) or a ratio (0.25)")
+        return cls(int(value) if isinstance(value, Integral) else float(value))
 
     def count(self, n: int) -> int:
         """Tokens to keep of ``n``; a ratio keeps at least one.

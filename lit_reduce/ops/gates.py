@@ -53,7 +53,7 @@ class _ExactBudget(torch.autograd.Function):
         return gates.to(torch.promote_types(scores.dtype, torch.float32))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gates,) = ctx.saved_tensors
         slope = gates * (1 - gates)
@@ -105,7 +105,7 @@ class _KeyBias(torch.autograd.Function):
         return torch.zeros_like(gate).masked_fill(~hard, lowest)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (divisor,) = ctx.saved_tensors
         return grad / divisor, None, None
