@@ -43,10 +43,10 @@ def model_card(config: Mapping[str, Any], paper: str, parameters: int, extra: Ma
     parts = [
         f"---\n{ModelCardData(ignore_metadata_errors=True, **header).to_yaml()}\n---",
         f"# {name} for {base}",
-        f"A lit_reduce plug-in: it keeps a few of an image's {backbone['tokens']} visual tokens; the backbone stays as is.",
+        f"A lit_reduce plug-in: of an image's {backbone['tokens']} visual tokens it keeps a few.",
         "\n".join(
             [
-                f"- Backbone: `{base}` ({backbone['family']}, hidden size {backbone['hidden_size']}); others are refused",
+                f"- Backbone: `{base}` ({backbone['family']}, width {backbone['hidden_size']}); others are refused",
                 f"- Its weights: SHA-256 `{backbone['hash']}`",
                 f"- Budgets trained: {budgets} tokens per image",
                 f"- Positions of the kept tokens: {config['positions']}",

@@ -37,20 +37,15 @@ def upload(
     Raises:
         UserError: the hub says no, or cannot be reached.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(endpoint=_endpoint(), library_name="lit_reduce")
     with _explained(f"cannot push to {repo_id}"):
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=Path(folder),
-            allow_patterns=list(files),
-            revision=revision,
-            commit_message=message,
-        )
+        operations = [CommitOperationAdd(name, Path(folder) / name) for name in files]
+        commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
     return str(commit.commit_url)
 
 

@@ -1,0 +1,78 @@
+"""What every cut of a grid must satisfy, whatever its size."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_reduce.ops.cells import cells
+
+
+@st.composite
+def cuts(draw):
+    grid = (draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.integers(1, 9)))
+    count = grid[0] * grid[1] * grid[2] + draw(st.sampled_from([0, 0, 5]))
+    return grid, count, draw(st.integers(1, count))
+
+
+@given(cuts())
+def test_exactly_k_cells_cover_every_token_once(cut):
+    grid, count, k = cut
+    anchors, owner = (part.tolist() for part in cells(*cut))
+    assert len(anchors) == k
+    assert len(owner) == count
+    assert anchors == sorted(set(anchors))
+    assert set(owner) == set(range(k))
+    assert [owner[anchor] for anchor in anchors] == list(range(k)), "a cell's centre must lie in the cell"
+
+
+@given(st.integers(2, 12), st.integers(2, 12), st.data())
+def test_cells_of_a_frame_are_rectangles_of_about_one_size(rows, columns, data):
+    k = data.draw(st.integers(1, rows * columns))
+    _, owner = cells((1, rows, columns), rows * columns, k)
+    shapes = []
+    for cell in range(k):
+        where = (owner.view(rows, columns) == cell).nonzero()
+        height, width = (where.amax(0) - where.amin(0) + 1).tolist()
+        assert height * width == len(where), "not a rectangle"
+        shapes.append((height, width))
+    heights, widths = zip(*shapes, strict=True)
+    assert max(heights) - min(heights) <= 1
+    bands = len({int((owner.view(rows, columns) == cell).nonzero()[0, 0]) for cell in range(k)})
+    assert max(widths) - min(widths) <= -(-columns // (k // bands)) - columns // -(-k // bands)
+
+
+@pytest.mark.parametrize(
+    ("k", "shape"), [(192, {(2, 1), (2, 2)}), (128, {(3, 1), (3, 2)}), (64, {(3, 3)}), (32, {(6, 3)}), (16, {(6, 6)})]
+)
+def test_budgets_in_use_on_24_by_24(k, shape):
+    _, owner = cells((1, 24, 24), 576, k)
+    seen = set()
+    for cell in range(k):
+        where = (owner.view(24, 24) == cell).nonzero()
+        seen.add(tuple((where.amax(0) - where.amin(0) + 1).tolist()))
+    assert seen == shape
+
+
+def test_frames_share_the_budget_evenly_and_merge_when_it_is_short():
+    _, owner = cells((3, 4, 4), 48, 12)
+    assert [len(set(frame.tolist())) for frame in owner.view(3, 16)] == [4, 4, 4]
+    anchors, owner = cells((4, 2, 2), 16, 2)
+    assert owner.tolist() == [0] * 8 + [1] * 8
+    assert [anchor // 4 for anchor in anchors.tolist()] == [0, 2]
+
+
+def test_newline_tokens_are_cut_as_a_plain_sequence():
+    _, owner = cells((1, 2, 2), 6, 3)
+    assert owner.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("k", [0, 10])
+def test_impossible_counts_raise(k):
+    with pytest.raises(ValueError, match="cannot cut 9 tokens"):
+        cells((1, 3, 3), 9, k)
+
+
+def test_callers_cannot_spoil_the_cache():
+    for part in cells((1, 4, 4), 16, 4):
+        part.zero_()
+    assert cells((1, 4, 4), 16, 4)[0].tolist() == [0, 2, 8, 10]

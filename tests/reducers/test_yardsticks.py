@@ -1,0 +1,114 @@
+"""Behaviour that every untrained reducer shares, and what each of them keeps."""
+
+import pytest
+import torch
+
+from lit_reduce.reducer import KINDS, SITES, available, create
+from lit_reduce.tokens import VisualTokens
+
+NAMES = ["divprune", "fastervlm", "grid", "pool", "random"]
+
+
+def make(batch=3, rows=4, columns=6, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    count = rows * columns
+    features = torch.randn(batch, count, 5, generator=generator).to(dtype)
+    return VisualTokens(features, (1, rows, columns), {"cls": torch.rand(batch, count, generator=generator).to(dtype)})
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("keep", [1, 5, 23, 24])
+def test_reduction_is_well_formed(name, keep):
+    tokens = make()
+    reduction = create(name)(tokens, keep)
+    assert reduction.anchors.shape == (3, keep)
+    assert reduction.anchors.dtype == torch.int64
+    assert torch.all(reduction.anchors[:, 1:] > reduction.anchors[:, :-1])
+    assert reduction.anchors.min() >= 0
+    assert reduction.anchors.max() < 24
+    gathered = reduction.gather(tokens)
+    assert gathered.shape == (3, keep, 5)
+    if keep == 24:
+        assert torch.equal(gathered, tokens.features)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_equals_its_images_one_by_one_and_calls_repeat(name, dtype):
+    tokens, reducer = make(dtype=dtype), create(name)
+    together = reducer(tokens, 7)
+    torch.manual_seed(123)  # the global random stream must not matter
+    for image in range(3):
+        alone = VisualTokens(
+            tokens.features[image : image + 1], tokens.grid, {"cls": tokens.signals["cls"][image : image + 1]}
+        )
+        single = reducer(alone, 7)
+        assert torch.equal(single.anchors[0], together.anchors[image])
+        assert torch.equal(single.gather(alone)[0], together.gather(tokens)[image])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_of_the_class_is_complete(name):
+    cls = available()[name]
+    assert cls.name == name
+    assert cls.kind in KINDS
+    assert cls.site in SITES
+    assert cls.paper
+    assert not cls.trained
+    assert not list(create(name).parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_callers_random_stream_is_left_alone(name):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    create(name)(make(seed=1), 4)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_random_depends_on_the_seed_and_grows_by_adding():
+    tokens = make()
+    sets = [{*create("random", seed=seed)(tokens, 8).anchors[0].tolist()} for seed in range(5)]
+    assert len({frozenset(chosen) for chosen in sets}) == 5
+    assert {*create("random", seed=0)(tokens, 5).anchors[0].tolist()} < sets[0]
+
+
+def test_random_is_uniform_over_seeds():
+    tokens = make(batch=1)
+    counts = torch.zeros(24)
+    for seed in range(600):
+        counts[create("random", seed=seed)(tokens, 6).anchors[0]] += 1
+    # Binomial(600, 1/4): mean 150, deviation 10.6; five deviations either way.
+    assert counts.min() > 97
+    assert counts.max() < 203
+
+
+def test_fastervlm_keeps_what_the_cls_token_attends_to():
+    tokens = make()
+    reduction = create("fastervlm")(tokens, 4)
+    for image in range(3):
+        order = sorted(range(24), key=lambda n: -tokens.signals["cls"][image, n].item())
+        assert reduction.anchors[image].tolist() == sorted(order[:4])
+
+
+def test_divprune_finds_one_token_of_each_group():
+    centres = torch.eye(5)
+    features = torch.stack([centres[n % 5] * (1 + n) + 0.01 * torch.sin(torch.arange(5.0) + n) for n in range(24)])
+    anchors = create("divprune")(VisualTokens(features[None], (1, 4, 6)), 5).anchors[0]
+    assert {n % 5 for n in anchors.tolist()} == set(range(5))
+
+
+def test_pool_reports_who_went_where():
+    tokens = make()
+    reduction = create("pool")(tokens, 6)
+    for image in range(3):
+        for cell in range(6):
+            members = tokens.features[image][reduction.assignment[image] == cell]
+            torch.testing.assert_close(reduction.features[image, cell], members.mean(0))
+            assert reduction.assignment[image, reduction.anchors[image, cell]] == cell
+
+
+def test_grid_and_pool_share_their_cells():
+    tokens = make()
+    assert torch.equal(create("grid")(tokens, 6).anchors, create("pool")(tokens, 6).anchors)
