@@ -45,6 +45,22 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: PathLike) -> None:
+    """Find out before long work whether a file can be written there later; makes the folder, leaves no file.
+
+    Raises:
+        UserError: the folder cannot be written, or ``path`` is there and is not a plain file.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        raise UserError(f"cannot write {target}: it is not a plain file; give another name")
+    temporary = _beside(target)
+    with _explained(target, temporary):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+
+
 @contextmanager
 def atomic_folder(path: PathLike) -> Iterator[Path]:
     """Yield an empty temporary folder beside ``path``; on success its content becomes ``path``.

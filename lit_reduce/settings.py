@@ -9,6 +9,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,38 @@ from lit_reduce.errors import UserError
 from lit_reduce.files import write_atomic
 
 T = TypeVar("T")
+
+
+@dataclass
+class BackboneSettings:
+    """Which frozen model: the group ``backbone`` of every command.
+
+    Attributes:
+        name: ``pocket``, a folder, or a hub id.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``; None lets the device decide.
+        device: ``cpu``, ``cuda``, ...; None takes the GPU where there is one.
+        revision: Branch, tag or commit of a hub id.
+    """
+
+    name: str = "pocket"
+    dtype: str | None = None
+    device: str | None = None
+    revision: str | None = None
+
+
+@dataclass
+class ReducerSettings:
+    """Which reducer: the group ``reducer`` of every command.
+
+    Attributes:
+        name: A name that ``lit-reduce list`` shows, the folder or hub id of a plug-in, or ``none``.
+        options: Settings of a reducer that is made by name; a plug-in carries its own.
+        revision: Branch, tag or commit of a hub id.
+    """
+
+    name: str = "none"
+    options: dict[str, Any] = field(default_factory=dict)
+    revision: str | None = None
 
 
 def configs_dir() -> Path:
@@ -79,6 +112,11 @@ def to_yaml(settings: object) -> str:
 def save(settings: object, path: str | Path) -> None:
     """Write resolved settings as YAML; the file can be given back with ``config=FILE``."""
     write_atomic(path, to_yaml(settings))
+
+
+def beside(output: str | Path) -> Path:
+    """Where the settings that made ``output`` are saved: ``report.json`` has ``report.settings.yaml``."""
+    return Path(output).with_suffix(".settings.yaml")
 
 
 def help_text(configs: Path, name: str) -> str:
@@ -153,7 +191,7 @@ def _group(schema: type, key: str, value: str, configs: Path) -> dict[str, Any]:
 
 def _types(schema: type) -> dict[str, Any]:
     hints = typing.get_type_hints(schema)
-    return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
+    return {entry.name: hints[entry.name] for entry in dataclasses.fields(schema)}
 
 
 def _is_group(schema: type, key: str) -> bool:

@@ -94,7 +94,7 @@ def _row(record: Any, folder: Path, number: int) -> Row:
             raise UserError(f"field {name} is missing (fields: {', '.join(map(str, record)) or 'none'})")
         if not isinstance(record[name], str) or not record[name].strip():
             raise UserError(f"field {name} is empty or not a text")
-    name: Any = record.get("id")
+    own: Any = record.get("id")
     answer: Any = record.get("answer")
     if isinstance(answer, bool | int | float):
         answer = str(answer)
@@ -102,7 +102,7 @@ def _row(record: Any, folder: Path, number: int) -> Row:
         answer = [str(item) for item in answer] or None
     if not isinstance(answer, str | list | None):
         raise UserError("field answer is neither a text nor a list of texts")
-    if isinstance(name, bool) or not isinstance(name, str | int | None):
+    if isinstance(own, bool) or not isinstance(own, str | int | None):
         raise UserError("field id is neither a text nor a whole number")
     image = record["image"]
-    return Row(prompt=record["prompt"], image=folder / image, answer=answer, id=name, line=number, source=image)
+    return Row(prompt=record["prompt"], image=folder / image, answer=answer, id=own, line=number, source=image)

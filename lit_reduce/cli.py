@@ -1,0 +1,148 @@
+"""The command line: a verb, settings as ``key=value``, one clear line when something is wrong."""
+
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from lit_reduce.errors import UserError
+
+Command = Callable[[Sequence[str]], None]
+
+USAGE = """usage: lit-reduce VERB [key=value ...] [--help] [--validate]
+
+  predict   answer a question about a picture, or a JSON-lines file of them
+  train     train a reducer for a frozen backbone and export it as a plug-in
+  evaluate  score plug-ins and yardsticks on a JSON-lines file
+  list      show the reducers that can be used by name
+"""
+
+# What the machine or the user's paths can be blamed for; any other OSError is a bug and keeps its traceback.
+_USERS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``lit-reduce``; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    return run(_command(words[0]), words[1:])
+
+
+def run(command: Command, argv: Sequence[str] | None = None) -> int:
+    """Run a command and turn what can go wrong for a user into one line on stderr and an exit code.
+
+    Returns:
+        0 when all went well, 2 for a mistake that the user can mend, 130 when interrupted.
+    """
+    warnings.formatwarning = _warning
+    try:
+        command(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _USERS:
+            raise
+        if error.filename is None:  # writing to stdout: drop what it still holds, or the exit would fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(f"{error.strerror}: {error.filename or 'the output'}")
+    return 0
+
+
+def predict(argv: Sequence[str]) -> None:
+    """``predict``: see :mod:`lit_reduce.evaluate.answer`."""
+    from lit_reduce.evaluate.answer import PredictSettings
+    from lit_reduce.evaluate.answer import predict as answer
+    from lit_reduce.settings import configs_dir, resolve
+
+    chosen = resolve(PredictSettings, argv, configs_dir(), "predict")
+    _quiet()
+    answer(chosen)
+
+
+def train(argv: Sequence[str]) -> None:
+    """``train``: see :mod:`lit_reduce.distill.train`."""
+    from lit_reduce.distill.train import TrainSettings
+    from lit_reduce.distill.train import train as distill
+    from lit_reduce.settings import configs_dir, resolve
+
+    chosen = resolve(TrainSettings, argv, configs_dir(), "train")
+    _quiet()
+    distill(chosen)
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """``evaluate``: see :mod:`lit_reduce.evaluate.run`."""
+    from lit_reduce.evaluate.run import EvaluateSettings
+    from lit_reduce.evaluate.run import run as score
+    from lit_reduce.settings import configs_dir, resolve
+
+    chosen = resolve(EvaluateSettings, argv, configs_dir(), "evaluate")
+    _quiet()
+    score(chosen)
+
+
+def list_reducers(argv: Sequence[str]) -> None:
+    """``list``: the registered reducers, what they do and where they come from."""
+    from lit_reduce.reducer import available
+
+    if argv:
+        raise UserError(f"list takes no settings, but got {argv[0]}")
+    for name, cls in available().items():
+        trained = "trained" if cls.trained else "training-free"
+        signals = ", ".join(sorted(cls.signals)) or "-"
+        print(f"{name:<12} {cls.kind:<9} {cls.site:<10} {trained:<14} signals: {signals:<12} {cls.paper}".rstrip())
+
+
+def _command(verb: str) -> Command:
+    verbs: dict[str, Command] = {
+        "predict": predict,
+        "train": train,
+        "evaluate": evaluate,
+        "list": list_reducers,
+    }
+    if verb in verbs:
+        return verbs[verb]
+
+    def unknown(_: Sequence[str]) -> None:
+        raise UserError(f"unknown verb {verb}: use {', '.join(verbs)}")
+
+    return unknown
+
+
+def _quiet() -> None:
+    """Keep stderr for our own words: no notices and loading bars of transformers."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _warning(message: Warning | str, *_: object, **__: object) -> str:
+    return f"warning: {' '.join(str(message).split())}\n"

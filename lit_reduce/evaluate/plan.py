@@ -1,0 +1,105 @@
+"""A plan is a reducer at a budget; here it is found by name and run once, from model inputs to answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_reduce.backbones import Backbone
+from lit_reduce.errors import UserError
+from lit_reduce.plugin import PluginConfig, check_backbone, load_plugin
+from lit_reduce.reducer import Reducer, available, create, find
+from lit_reduce.runtime import compact, encode
+from lit_reduce.runtime.compact import Logical
+from lit_reduce.runtime.encode import Encoded
+from lit_reduce.settings import ReducerSettings
+from lit_reduce.tokens import Budget
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many tokens stay, and who chooses them; ``Plan()`` is the plain backbone on all of them.
+
+    Attributes:
+        reducer: The reducer, or None for all tokens.
+        keep: Its budget: tokens per image, or a ratio.
+        positions: ``keep`` or ``renumber``.
+        trained_for: What the plug-in says about itself; None for yardsticks.
+    """
+
+    reducer: Reducer | None = None
+    keep: int | float = 1.0
+    positions: str = "keep"
+    trained_for: PluginConfig | None = None
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a plug-in of another backbone, and a budget above its token count, before anything runs.
+
+        Raises:
+            UserError: One of the two.
+        """
+        if self.trained_for is not None:
+            check_backbone(self.trained_for, backbone.identity)
+        if self.reducer is not None:
+            Budget.parse(self.keep).count(backbone.identity.tokens)
+
+
+def find_plan(chosen: ReducerSettings, keep: int | float | str) -> Plan:
+    """The plan for a yardstick's name, a plug-in's folder or hub id, or ``none``.
+
+    Raises:
+        UserError: No such reducer, a damaged plug-in, a bad budget, options that do not fit.
+    """
+    budget = Budget.parse(keep).value
+    name = chosen.name
+    if name == "none":
+        return Plan()
+    if name in available():
+        if find(name).trained:
+            raise UserError(
+                f"reducer {name} must be trained: give the folder of a plug-in, as checkpoints/pocket/{name}"
+            )
+        return Plan(create(name, **chosen.options), budget)
+    if "/" not in name and not Path(name).exists():
+        find(name)  # raises, with the nearest name
+    if chosen.options:
+        raise UserError(f"reducer.options cannot change the plug-in {name}: it carries its own")
+    reducer, config = load_plugin(name, revision=chosen.revision)
+    return Plan(reducer.eval(), budget, config.positions, config)
+
+
+@torch.inference_mode()
+def generate(
+    backbone: Backbone,
+    inputs: Mapping[str, Any],
+    plan: Plan,
+    max_new_tokens: int,
+    encoded: Encoded | None = None,
+) -> tuple[list[str], Logical | None]:
+    """Greedy answers to a batch under a plan.
+
+    Args:
+        backbone: The model.
+        inputs: What ``backbone.prepare`` gave.
+        plan: Which tokens stay.
+        max_new_tokens: The longest answer.
+        encoded: The images' encoding when several plans share it.
+
+    Returns:
+        One answer a prompt, and what was kept (None when the plan keeps all).
+    """
+    short, logical = dict(inputs), None
+    if plan.reducer is not None:
+        encoded = encoded or encode(backbone.model, inputs, plan.reducer.signals, backbone.family)
+        short, logical = compact(backbone.model, inputs, encoded, plan.reducer, plan.keep, plan.positions)
+    sequences: Tensor = backbone.model.generate(**short, do_sample=False, max_new_tokens=max_new_tokens)
+    return backbone.decode(sequences, short), logical
+
+
+def visual_counts(backbone: Backbone, inputs: Mapping[str, Any]) -> list[int]:
+    """Visual tokens of each prompt before any reduction."""
+    counts: list[int] = (inputs["input_ids"] == backbone.model.config.image_token_id).sum(1).tolist()
+    return counts

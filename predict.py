@@ -1,0 +1,8 @@
+"""Answer a question about a picture: ``python predict.py image=a.png prompt="..."``; ``--help`` shows the settings."""
+
+import sys
+
+from lit_reduce.cli import predict, run
+
+if __name__ == "__main__":
+    sys.exit(run(predict))

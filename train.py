@@ -1,0 +1,8 @@
+"""Train a reducer: ``python train.py [key=value ...]``; ``--help`` shows the commented settings."""
+
+import sys
+
+from lit_reduce.cli import run, train
+
+if __name__ == "__main__":
+    sys.exit(run(train))
