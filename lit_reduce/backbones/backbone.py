@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,7 +14,7 @@ from lit_reduce.backbones.identity import identify
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import BackboneId
 
-Pictures = Union[Image.Image, list[Image.Image], None]
+Pictures = Image.Image | list[Image.Image] | None
 
 
 @dataclass

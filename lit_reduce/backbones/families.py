@@ -1,4 +1,4 @@
-"""The few facts that differ between families of vision-language models; everything else is uniform in transformers 5."""
+"""The few facts that differ between families of vision-language models; the rest is uniform in transformers 5."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

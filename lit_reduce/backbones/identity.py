@@ -58,7 +58,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
 
 def _on_disk(model: Any) -> Iterator[Tensor] | None:
     folder = _folder(model)
-    files = sorted(folder.glob("*.safetensors")) if folder else []
+    files = sorted(folder.glob("model*.safetensors")) if folder else []
     return _tensors(files) if files else None
 
 
@@ -80,11 +80,12 @@ def _folder(model: Any) -> Path | None:
         return Path(name)
     from huggingface_hub import snapshot_download
 
+    revision = getattr(model.config, "_commit_hash", None)
     try:
-        revision = getattr(model.config, "_commit_hash", None)
-        return Path(snapshot_download(name, revision=revision, allow_patterns="*.safetensors", local_files_only=True))
+        folder = snapshot_download(name, revision=revision, allow_patterns="model*.safetensors", local_files_only=True)
     except Exception:  # noqa: BLE001  (not in the cache, not a hub id: the weights in memory serve)
         return None
+    return Path(folder)
 
 
 def _name(model: Any) -> str:

@@ -1,0 +1,186 @@
+"""Shortens a prompt: the reducer's tokens take the place of the image; the model never learns that any are missing.
+
+The shortened prompt carries the original position ids, an explicit mask and left padding, so that every cache,
+attention kernel and decoding mode of transformers works on it unchanged.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from lit_reduce.backbones.families import Grid
+from lit_reduce.errors import UserError
+from lit_reduce.reducer import Reducer
+from lit_reduce.runtime.encode import IGNORE, Encoded, encoder_keys, placeholders
+from lit_reduce.tokens import Budget, Reduction, VisualTokens
+
+Keep = int | float | str | Budget
+ALONGSIDE = {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": IGNORE}  # one entry a token, and what padding gets
+
+
+@dataclass(frozen=True)
+class Logical:
+    """How a shortened prompt of length S relates to the original one of length L.
+
+    Attributes:
+        selected: ``[B, L]``, true at the tokens that stayed; padding is false.
+        order: ``[B, S]``, the original index of each token of the short prompt.
+        valid: ``[B, S]``, the mask of the short prompt.
+        positions: ``[B, L]`` position ids of the original prompt.
+        anchors: The kept indices of each image, ascending.
+        grids: Frames, rows and columns of each image.
+        total: Visual tokens of each image before.
+        kept: And after.
+        reducer_ms: Time spent in reducing and shortening, in milliseconds.
+    """
+
+    selected: Tensor
+    order: Tensor
+    valid: Tensor
+    positions: Tensor
+    anchors: list[Tensor]
+    grids: list[Grid]
+    total: list[int]
+    kept: list[int]
+    reducer_ms: float
+
+
+def compact(
+    model: Any,
+    inputs: Mapping[str, Any],
+    encoded: Encoded,
+    reducer: Reducer,
+    keep: Keep,
+    positions: str = "keep",
+) -> tuple[dict[str, Any], Logical]:
+    """Reduce the encoded images and shorten the prompt to fit.
+
+    Args:
+        model: The backbone.
+        inputs: Its inputs for the full prompt.
+        encoded: The result of `encode` for these inputs; it is not changed and serves any number of calls.
+        reducer: Called once for each group of images of equal token count.
+        keep: Budget of each image.
+        positions: ``keep`` gives every token its original position id, ``renumber`` counts anew without gaps.
+
+    Returns:
+        Inputs for ``model.generate`` or ``model.forward``, and how they relate to the full prompt.
+
+    Raises:
+        UserError: the budget exceeds an image's tokens, a signal is missing, or ``positions`` is not a known word.
+    """
+    if positions not in ("keep", "renumber"):
+        raise UserError(f"positions='{positions}' is not known; use 'keep' or 'renumber'")
+    ids = inputs["input_ids"]
+    start = _now(ids)
+    features, stays, anchors = reduce_images(encoded, reducer, keep)
+    mask = inputs.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else mask
+    logical_positions = inputs.get("position_ids")
+    logical_positions = prompt_positions(mask) if logical_positions is None else logical_positions
+
+    selected = mask.bool()
+    if stays:
+        selected = selected.masked_scatter(placeholders(model, ids), torch.cat(stays))
+    total, kept = [len(x) for x in encoded.features], [len(x) for x in features]
+    short = {key: value for key, value in inputs.items() if key not in encoder_keys(model)}
+    short["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
+    if total == kept:
+        order, valid = torch.arange(ids.shape[1], device=ids.device).expand_as(ids), selected
+        short |= {"attention_mask": mask, "position_ids": logical_positions}
+    else:
+        order, valid = _left_padded(selected)
+        short |= {"input_ids": _take(ids, order, valid, _pad(model)), "attention_mask": valid.long()}
+        short["position_ids"] = logical_positions.gather(-1, order)
+        for name, fill in ALONGSIDE.items():
+            if inputs.get(name) is not None:
+                short[name] = _take(inputs[name], order, valid, fill)
+    if positions == "renumber":
+        short["position_ids"] = prompt_positions(valid)
+    spent = 1000 * (_now(ids) - start)
+    return short, Logical(selected, order, valid, logical_positions, anchors, encoded.grids, total, kept, spent)
+
+
+def reduce_images(encoded: Encoded, reducer: Reducer, keep: Keep) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Call the reducer on each group of images of equal count and grid.
+
+    Returns:
+        For each image the new tokens ``[k_i, D]``, which of the old ones stay ``[n_i]``, and the anchors ``[k_i]``.
+    """
+    budget, groups = Budget.parse(keep), dict[tuple[int, Grid], list[int]]()
+    for i, (x, grid) in enumerate(zip(encoded.features, encoded.grids, strict=True)):
+        groups.setdefault((len(x), grid), []).append(i)
+    features: list[Tensor] = list(encoded.features)
+    stays = [torch.ones(len(x), dtype=torch.bool, device=x.device) for x in features]
+    anchors = [torch.arange(len(x), device=x.device) for x in features]
+    for (count, _), images in groups.items():
+        k = budget.count(count)
+        if k == count:  # keeping all is the identity for every reducer, to the bit and at no cost
+            continue
+        tokens = encoded.tokens(images, reducer.signals)
+        reduction = reducer(_on_device_of(reducer, tokens), k)
+        _check(reducer, reduction, count)
+        new = reduction.gather(tokens) if reduction.features is None else reduction.features.to(tokens.features.dtype)
+        valid = reduction.valid
+        ones = torch.ones_like(reduction.anchors) if valid is None else valid.long()
+        stay = ones.new_zeros(len(images), count).scatter_add(1, reduction.anchors, ones) > 0
+        for row, i in enumerate(images):
+            real = slice(None) if valid is None else valid[row]
+            features[i], stays[i], anchors[i] = new[row][real], stay[row], reduction.anchors[row][real]
+    return features, stays, anchors
+
+
+def prompt_positions(mask: Tensor) -> Tensor:
+    """Position ids ``[B, L]`` that ``generate`` would use for a prompt with this mask."""
+    return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+
+
+def _left_padded(selected: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the selected tokens in their order, padded on the left, and which entries are real."""
+    length = int(selected.sum(1).max())
+    order = torch.argsort(selected.int(), dim=1, stable=True)[:, selected.shape[1] - length :]
+    return order, selected.gather(1, order)
+
+
+def _take(x: Tensor, order: Tensor, valid: Tensor, fill: int) -> Tensor:
+    return x.gather(1, order).masked_fill(~valid, fill)
+
+
+def _pad(model: Any) -> int:
+    return int(getattr(model.config.get_text_config(), "pad_token_id", None) or 0)
+
+
+def _on_device_of(reducer: Reducer, tokens: VisualTokens) -> VisualTokens:
+    """Bring a reducer to the tokens' device, and the tokens to its precision: plug-ins stay in their own dtype."""
+    weight = next(reducer.parameters(), None)
+    if weight is None:
+        return tokens
+    x = tokens.features
+    if weight.device != x.device:
+        reducer.to(x.device)
+    if weight.dtype == x.dtype:
+        return tokens
+    signals = {k: v.to(weight.dtype) if v.is_floating_point() else v for k, v in tokens.signals.items()}
+    return VisualTokens(x.to(weight.dtype), tokens.grid, signals)
+
+
+def _check(reducer: Reducer, reduction: Reduction, count: int) -> None:
+    """A third party's mistake here would feed tokens to the wrong positions in silence."""
+    a, valid = reduction.anchors, reduction.valid
+    real = torch.ones_like(a, dtype=torch.bool) if valid is None else valid
+    rising = (a[:, 1:] > a[:, :-1]) | ~real[:, 1:]
+    trailing = real[:, :-1] | ~real[:, 1:]
+    inside = ((a >= 0) & (a < count)) | ~real
+    if not bool(rising.all() & trailing.all() & inside.all() & real.any(1).all()):
+        raise ValueError(f"reducer '{reducer.name}' must return ascending anchors below {count}, the invalid ones last")
+
+
+def _now(x: Tensor) -> float:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter()

@@ -1,0 +1,179 @@
+"""What ``generate`` and ``forward`` promise, kept on a shortened prompt.
+
+Callers count in the tokens they passed: ``generate`` returns the full prompt before the answer and takes ``max_length``
+in original tokens; ``forward`` returns logits for every original token (zero where one was dropped). Hidden states,
+attentions and caches are those of the short prompt.
+"""
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_reduce.errors import UserError
+from lit_reduce.runtime.compact import Logical
+from lit_reduce.runtime.encode import encoder_keys, placeholders
+from lit_reduce.runtime.turns import History, cached_length, history_of, joined, plain_history, tail_of
+
+if TYPE_CHECKING:
+    from lit_reduce.runtime.attach import Attachment
+
+PROMPT = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+
+
+def reduced_generate(
+    self: "Attachment", inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any
+) -> Any:
+    """``generate`` of an attached model."""
+    plain = self.original("generate")
+    if inputs is not None:
+        kwargs["input_ids"] = inputs
+    cache = kwargs.get("past_key_values")
+    if _lets_pass(self, kwargs, cache):
+        with self.plain_forward():
+            return plain(None, generation_config, *args, **kwargs)
+    ids = kwargs["input_ids"]
+    prompt = {name: kwargs.pop(name) for name in {*PROMPT, *encoder_keys(self.model)} & kwargs.keys()}
+    if prompt.get("attention_mask") is None:
+        prompt["attention_mask"] = _guessed_mask(self.model, ids)
+    short, history = _short_prompt(self, prompt, cache)
+    dropped = ids.shape[1] - short["input_ids"].shape[1]
+    _count_lengths(generation_config or self.model.generation_config, kwargs, dropped)
+    if kwargs.get("use_cache") is False:
+        short = _with_padding(short)
+    with self.plain_forward():
+        out = plain(None, generation_config, *args, **short, **kwargs)
+    sequences = out if isinstance(out, Tensor) else out.sequences
+    times = len(sequences) // len(ids)
+    answer = sequences[:, short["input_ids"].shape[1] :]
+    full = torch.cat([ids.to(sequences.device).repeat_interleave(times, 0), answer], 1)
+    cache = cache if isinstance(out, Tensor) else getattr(out, "past_key_values", cache)
+    if cache is not None:
+        history.repeat(times).write(cache)
+    if isinstance(out, Tensor):
+        return full
+    out.sequences = full
+    return out
+
+
+def reduced_forward(self: "Attachment", *args: Any, **kwargs: Any) -> Any:
+    """``forward`` of an attached model: for training, and for decoding loops written by hand."""
+    plain = self.original("forward")
+    kwargs |= dict(zip(inspect.signature(plain).parameters, args, strict=False))
+    cache = kwargs.get("past_key_values")
+    if _lets_pass(self, kwargs, cache):
+        return plain(**kwargs)
+    ids, mask, history = kwargs["input_ids"], kwargs.get("attention_mask"), history_of(cache)
+    if cached_length(cache):
+        if history is None or kwargs.get("pixel_values") is not None:
+            raise UserError("forward cannot take a new image on a cache; use generate with the whole conversation")
+        return plain(**kwargs | _step(history, cached_length(cache), ids, kwargs))
+    kwargs["attention_mask"] = mask = torch.ones_like(ids) if mask is None else mask
+    wanted, at = kwargs.pop("return_dict", None), kwargs.pop("logits_to_keep", 0)
+    short, logical = self.shorten(kwargs)
+    few = isinstance(at, int) and at > 0 and _ends_alike(logical, at)  # then the short prompt's last ones are the same
+    out = plain(**short, logits_to_keep=at if few else 0, return_dict=True)
+    if not few:
+        logits = _restored(out.logits, logical)
+        out.logits = logits[:, -at:] if isinstance(at, int) else logits[:, at]  # the slice -0: is the whole
+    if getattr(out, "past_key_values", None) is not None:
+        _history(self, ids, mask, short, logical).write(out.past_key_values)
+    return out.to_tuple() if wanted is False else out
+
+
+def _lets_pass(self: "Attachment", kwargs: dict[str, Any], cache: Any) -> bool:
+    """Whether this call holds nothing to reduce and continues nothing that was reduced."""
+    pixels, ids = kwargs.get("pixel_values"), kwargs.get("input_ids")
+    if (kwargs.get("mm_encoder_outputs") or {}).get("image") is not None:
+        raise UserError("an attached model reduces images itself; pass pixel_values, not mm_encoder_outputs")
+    if history_of(cache) is not None:
+        return False
+    if pixels is None:
+        self.record(0, 0)
+        return True
+    if ids is None:
+        raise UserError("an attached model needs input_ids beside pixel_values; inputs_embeds hide where images are")
+    tokens = int(placeholders(self.model, ids).sum())
+    if cached_length(cache) == 0 and self.keeps_all(len(self.family.grids(self.model, kwargs)), tokens):
+        self.record(tokens, tokens)
+        return True
+    return False
+
+
+def _short_prompt(self: "Attachment", prompt: dict[str, Any], cache: Any) -> tuple[dict[str, Any], History]:
+    """The inputs of one call of ``generate``, and the history that it leaves on its cache."""
+    ids, mask, cached = prompt["input_ids"], prompt["attention_mask"], cached_length(cache)
+    if cached == 0:
+        short, logical = self.shorten(prompt)
+        return short, _history(self, ids, mask, short, logical)
+    history = history_of(cache) or plain_history(ids, mask, cached)
+    tail = tail_of(history, cached, ids, mask)
+    done = tail.generated.shape[1]
+    short = {"input_ids": tail.fresh, "attention_mask": tail.mask[:, done:], "position_ids": tail.positions[:, done:]}
+    positions, seen = short["position_ids"], short["attention_mask"]
+    if bool(placeholders(self.model, tail.fresh).any()):
+        pictures = {name: prompt[name] for name in encoder_keys(self.model) & prompt.keys()}
+        short, _ = self.shorten(short | pictures)
+        if self.positions == "renumber":
+            before = history.next + tail.mask[:, :done].sum(1, keepdim=True)
+            short["position_ids"] = positions = short["position_ids"] + before
+            seen = short["attention_mask"]
+    else:  # images of earlier turns are in the cache; whoever passes them again means the same
+        self.record(0, 0)
+    whole = joined(history, tail, short)
+    return whole, History.after(ids, whole, positions, seen)
+
+
+def _history(self: "Attachment", ids: Tensor, mask: Tensor, short: dict[str, Any], logical: Logical) -> History:
+    if self.positions == "renumber":
+        return History.after(ids, short, short["position_ids"], logical.valid)
+    return History.after(ids, short, logical.positions, mask)
+
+
+def _step(history: History, cached: int, ids: Tensor, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """Mask and positions of new tokens behind a shortened prompt: the caller's mask covers everything, or is None."""
+    done = cached - history.input_ids.shape[1]
+    mask = kwargs.get("attention_mask")
+    rest = history.mask.new_ones(len(ids), done + ids.shape[1]) if mask is None else mask[:, history.length :].long()
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        positions = (history.next + rest.cumsum(1) - 1)[:, -ids.shape[1] :]
+    return {"attention_mask": torch.cat([history.mask, rest], 1), "position_ids": positions}
+
+
+def _ends_alike(logical: Logical, count: int) -> bool:
+    """Whether the last tokens of the short prompt are the last ones of the full prompt."""
+    length = logical.selected.shape[1]
+    last = torch.arange(length - count, length, device=logical.order.device)
+    return count <= logical.order.shape[1] and bool((logical.order[:, -count:] == last).all())
+
+
+def _restored(logits: Tensor, logical: Logical) -> Tensor:
+    """Logits ``[B, L, V]`` of the full prompt from those of the short one; zero at dropped tokens."""
+    if logits.shape[1] == logical.selected.shape[1]:
+        return logits
+    full = logits.new_zeros(*logical.selected.shape, logits.shape[-1])
+    index = logical.order[..., None].expand_as(logits)
+    return full.scatter(1, index, logits * logical.valid[..., None])
+
+
+def _guessed_mask(model: Any, ids: Tensor) -> Tensor:
+    """The mask that ``generate`` assumes when none is given: padding, where the pad token means nothing else."""
+    config = model.generation_config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    pad = config.pad_token_id
+    return torch.ones_like(ids) if pad is None or pad in ends else (ids != pad).long()
+
+
+def _count_lengths(config: Any, kwargs: dict[str, Any], dropped: int) -> None:
+    """Translate lengths of prompt plus answer, which the caller counts with the dropped tokens."""
+    for name, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        value = kwargs.get(name, getattr(config, name, None))
+        if value and kwargs.get(instead, getattr(config, instead, None)) is None:
+            kwargs[name] = max(value - dropped, 0)
+
+
+def _with_padding(short: dict[str, Any]) -> dict[str, Any]:
+    """One column of padding: ``generate`` drops a mask of ones, and gaps without mask and cache read as packing."""
+    return short | {name: torch.nn.functional.pad(short[name], (1, 0)) for name in PROMPT if name in short}
