@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lit_reduce.errors import UserError
     from lit_reduce.plugin import BackboneId, PluginConfig, load_plugin, push_to_hub, save_plugin
     from lit_reduce.reducer import Reducer, ReducerConfig, ScoringReducer, available, create, register
-    from lit_reduce.runtime import attach
+    from lit_reduce.runtime.attach import attach
     from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
 
@@ -20,7 +20,7 @@ _HOMES = {
     "lit_reduce.errors": ("UserError",),
     "lit_reduce.plugin": ("BackboneId", "PluginConfig", "load_plugin", "push_to_hub", "save_plugin"),
     "lit_reduce.reducer": ("Reducer", "ReducerConfig", "ScoringReducer", "available", "create", "register"),
-    "lit_reduce.runtime": ("attach",),
+    "lit_reduce.runtime.attach": ("attach",),
     "lit_reduce.tokens": ("Budget", "Reduction", "VisualTokens"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
