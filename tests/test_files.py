@@ -2,11 +2,14 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from lit_reduce.errors import UserError
 from lit_reduce.files import atomic_folder, atomic_path, write_atomic
+
+FULL = Path("/dev/full")
 
 
 def names(folder):
@@ -55,13 +58,13 @@ def test_impossible_places_are_user_errors(tmp_path, target):
     assert names(tmp_path) == ["file", "folder"]
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
 def test_a_full_disk_names_path_and_reason(tmp_path):
     path = tmp_path / "a.bin"
     path.write_text("old")
 
     def fill():
-        with atomic_path(path), open("/dev/full", "wb", buffering=0) as full:
+        with atomic_path(path), FULL.open("wb", buffering=0) as full:
             full.write(b"x")
 
     with pytest.raises(UserError, match=rf"cannot write {path}: No space left on device"):
@@ -72,7 +75,7 @@ def test_a_full_disk_names_path_and_reason(tmp_path):
 
 def test_the_callers_own_errors_pass_through(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
-        open(tmp_path / "elsewhere" / "missing").close()
+        (tmp_path / "elsewhere" / "missing").read_text()
     with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "b"):
         _ = 1 / 0
     assert names(tmp_path) == []

@@ -50,8 +50,21 @@ def test_ratio_keeps_the_nearest_count_and_at_least_one(ratio, n):
 
 @pytest.mark.parametrize(
     ("given_", "kept"),
-    [(64, 64), ("64", 64), (" 64 ", 64), (0.25, 144), ("0.25", 144), ("1e-9", 1), (1, 1), (1.0, 576), ("1.0", 576)]
-    + [(576, 576), (np.int64(8), 8), (np.float32(0.5), 288), (Budget(3), 3)],
+    [
+        (64, 64),
+        ("64", 64),
+        (" 64 ", 64),
+        (0.25, 144),
+        ("0.25", 144),
+        ("1e-9", 1),
+        (1, 1),
+        (1.0, 576),
+        ("1.0", 576),
+        (576, 576),
+        (np.int64(8), 8),
+        (np.float32(0.5), 288),
+        (Budget(3), 3),
+    ],
 )
 def test_parse_reads_counts_and_ratios(given_, kept):
     assert Budget.parse(given_).count(576) == kept

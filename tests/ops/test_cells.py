@@ -16,7 +16,7 @@ def cuts(draw):
 
 @given(cuts())
 def test_exactly_k_cells_cover_every_token_once(cut):
-    grid, count, k = cut
+    _, count, k = cut
     anchors, owner = (part.tolist() for part in cells(*cut))
     assert len(anchors) == k
     assert len(owner) == count
