@@ -141,7 +141,9 @@ def available() -> dict[str, type[Reducer]]:
         if point.name in _REGISTER or point.name in _FAILED:
             continue
         try:
-            register(point.load())
+            cls = register(point.load())
+            if cls.name != point.name:
+                raise ValueError(f"it calls itself '{cls.name}'")
         except Exception as error:  # noqa: BLE001  a broken third-party package must not take the others down
             _FAILED[point.name] = f"{type(error).__name__}: {error}"
             warnings.warn(f"reducer '{point.name}' of {point.value} does not load: {error}", stacklevel=2)

@@ -141,14 +141,25 @@ class Point(EntryPoint):
     def load(self):
         if self.value == "broken":
             raise ImportError("no such thing")
-        return {"good": Toy, "thief": Toy}[self.value]
+        assert self.value != "thief", "a name that is taken must not even be imported"
+        return Toy
 
 
 def test_entry_points_of_other_packages_are_found_and_cannot_break_or_replace_ours(monkeypatch):
-    points = [Point("toy", "good", "g"), Point("odd", "broken", "g"), Point("random", "thief", "g")]
+    points = [
+        Point("toy", "good", "g"),
+        Point("odd", "broken", "g"),
+        Point("alias", "good", "g"),
+        Point("random", "thief", "g"),
+    ]
     monkeypatch.setattr(module, "entry_points", lambda group: points if group == "lit_reduce.reducers" else [])
-    with pytest.warns(UserWarning, match="'odd' of broken does not load: no such thing"):
+    with pytest.warns(UserWarning, match="does not load") as caught:
         known = available()
+    assert [str(warning.message) for warning in caught] == [
+        "reducer 'odd' of broken does not load: no such thing",
+        "reducer 'alias' of good does not load: it calls itself 'toy'",
+    ]
+    assert "random" not in module._FAILED
     assert known["toy"] is Toy
     assert known["random"].__module__ == "lit_reduce.reducers.random"
     with pytest.raises(UserError, match="'odd' is announced but does not load: ImportError"):
