@@ -43,6 +43,12 @@ def test_topk_matches_the_loop_and_breaks_ties_by_raster_order(rows, k):
     assert got.tolist() == [topk_by_loop(row, k) for row in rows]
 
 
+def test_topk_breaks_ties_by_raster_order_where_an_unstable_sort_does_not():
+    scores = torch.randint(0, 3, (2, 5000), generator=torch.Generator().manual_seed(0)).float()
+    expected = [sorted(sorted(range(5000), key=lambda n: (-row[n], n))[:2100]) for row in scores.tolist()]
+    assert topk_sorted(scores, 2100).tolist() == expected
+
+
 def test_topk_keeps_nan_and_minus_infinity_for_last():
     assert topk_sorted(torch.tensor([[float("nan"), -1e30, 2.0, float("-inf")]]), 2).tolist() == [[1, 2]]
 
