@@ -1,5 +1,8 @@
 """A LLaVA small enough for a unit test, with a real processor, built without any download."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
@@ -19,8 +22,8 @@ from lit_reduce.backbones import Backbone, wrap
 
 SIZE, PATCH, WORDS = 24, 4, 96
 TEMPLATE = (
-    "<s>{% for m in messages %}{% for part in m.content %}{% if part.type == 'image' %}<image>{% else %} {{ part.text }}"
-    "{% endif %}{% endfor %} answer{% endfor %}"
+    "<s>{% for m in messages %}{% for part in m.content %}{% if part.type == 'image' %}<image>"
+    "{% else %} {{ part.text }}{% endif %}{% endfor %} answer{% endfor %}"
 )
 
 
@@ -35,11 +38,26 @@ def tiny() -> Backbone:
     return wrap(build_model(), build_processor())
 
 
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same backbone as a folder, for what loads one by name."""
+    folder = tmp_path_factory.mktemp("backbone")
+    build_model().save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def pictures() -> list[Image.Image]:
     """Three pictures that differ."""
     g = torch.Generator().manual_seed(3)
     return [Image.fromarray(torch.randint(0, 256, (SIZE, SIZE, 3), generator=g).byte().numpy()) for _ in range(3)]
+
+
+@pytest.fixture
+def batch(tiny: Backbone, pictures: list[Image.Image]) -> dict[str, Any]:
+    """Two prompts of unequal length, padded on the left; the first with two pictures."""
+    return tiny.prepare([pictures[:2], pictures[2]], ["what is the red w30 here ?", "is big ?"])
 
 
 def vocabulary() -> dict[str, int]:

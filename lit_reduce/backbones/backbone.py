@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lit_reduce.backbones.families import Family, family_of
@@ -109,11 +110,17 @@ def load(
     source = _locate(str(name_or_path))
     try:
         family_of(AutoConfig.from_pretrained(source, revision=revision))
-        model = AutoModelForImageTextToText.from_pretrained(source, revision=revision, dtype=number)
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            source, revision=revision, dtype=number, output_loading_info=True
+        )
         processor = AutoProcessor.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"no backbone can be loaded from '{name_or_path}': {reason}") from error
+    if missing := sorted(found["missing_keys"]):  # transformers would fill them with noise
+        raise UserError(
+            f"the backbone '{name_or_path}' is incomplete: {missing[0]} is missing ({len(missing)} weights)"
+        )
     return wrap(model.to(place), processor)
 
 

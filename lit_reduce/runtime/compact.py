@@ -89,7 +89,8 @@ def compact(
         selected = selected.masked_scatter(placeholders(model, ids), torch.cat(stays))
     total, kept = [len(x) for x in encoded.features], [len(x) for x in features]
     short = {key: value for key, value in inputs.items() if key not in encoder_keys(model)}
-    short["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
+    if features:
+        short["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
     if total == kept:
         order, valid = torch.arange(ids.shape[1], device=ids.device).expand_as(ids), selected
         short |= {"attention_mask": mask, "position_ids": logical_positions}

@@ -64,6 +64,9 @@ def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), f
     if unknown := wanted - SIGNALS:
         raise UserError(f"no backbone gives the signal '{min(unknown)}'; known: {', '.join(sorted(SIGNALS))}")
     given: dict[str, list[Tensor]] = {}
+    text, mask = prompt_text(model, inputs) if "text" in wanted else (None, None)
+    if inputs.get("pixel_values") is None:
+        return Encoded([], [], [], given, text, mask)
     with ExitStack() as stack:
         tap = stack.enter_context(Tap(family.cls_attention(model))) if "cls" in wanted else None
         tower = stack.enter_context(_InputOf(family.projector(model))) if "encoder" in wanted else None
@@ -72,7 +75,6 @@ def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), f
         given["cls"] = [row[-len(x) :] for row, x in zip(tap.rows[0].mean(1)[:, 0], features, strict=True)]
     if tower is not None:
         given["encoder"] = list(torch.split(tower.seen.flatten(0, -2), [len(x) for x in features]))
-    text, mask = prompt_text(model, inputs) if "text" in wanted else (None, None)
     return Encoded(features, family.grids(model, inputs), _owners(model, inputs, features), given, text, mask)
 
 

@@ -1,4 +1,4 @@
-"""The batch that every test here uses, and the model that reductions are compared with."""
+"""The reducers that every test here runs, and the model that reductions are compared with."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,10 +29,11 @@ class Uneven(Reducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         score = tokens.features.sum(-1)
         anchors = score.topk(keep, dim=1).indices
-        counts = 3 + (score.abs().sum(1) * 100).long() % (keep - 3)
+        counts = 1 + (score.abs().sum(1) * 100).long() % keep
         valid = torch.arange(keep) < counts[:, None]
-        anchors = anchors.masked_fill(~valid, tokens.count - 1).sort(1).values
-        valid = torch.arange(keep) < (anchors < tokens.count - 1).sum(1, keepdim=True)
+        last = tokens.count - 1  # never kept, unless it is the only one: it marks the invalid entries
+        anchors = anchors.masked_fill(~valid, last).sort(1).values
+        valid = torch.arange(keep) < (anchors < last).sum(1, keepdim=True).clamp(min=1)
         x = tokens.features.gather(1, anchors[..., None].expand(-1, -1, tokens.features.shape[-1]))
         return Reduction(anchors, features=x + self.mix(x), valid=valid)
 
@@ -50,12 +51,6 @@ def reducer(request: pytest.FixtureRequest) -> Reducer:
 @pytest.fixture
 def uneven() -> Reducer:
     return Uneven().eval()
-
-
-@pytest.fixture
-def batch(tiny: Backbone, pictures: list[Any]) -> dict[str, Any]:
-    """Two prompts of unequal length, padded on the left; the first with two pictures."""
-    return tiny.prepare([pictures[:2], pictures[2]], ["what is the red w30 here ?", "is big ?"])
 
 
 def signals(model: Any, pixels: Tensor) -> list[dict[str, Tensor]]:

@@ -73,7 +73,7 @@ def test_dropping_equals_hiding_in_prefill(tiny, batch, reducer, reference, help
         {"use_cache": False},
         {"num_beams": 2, "num_return_sequences": 2},
     ],
-    ids=lambda mode: "-".join(mode),
+    ids="-".join,
 )
 def test_modes_of_generate(tiny, batch, uneven, reference, helpers, mode):
     same = {key: value for key, value in mode.items() if key in ("num_beams", "num_return_sequences")}
@@ -221,7 +221,9 @@ def test_a_copy_of_an_attached_model_is_attached_itself(tiny, batch, uneven, hel
 
 def test_gradients_reach_only_the_reducer(tiny, batch, uneven, helpers):
     before = _state(tiny.model)
-    labels = batch["input_ids"].where(torch.arange(batch["input_ids"].shape[1]) >= batch["input_ids"].shape[1] - 3, -100)
+    labels = batch["input_ids"].where(
+        torch.arange(batch["input_ids"].shape[1]) >= batch["input_ids"].shape[1] - 3, -100
+    )
     with torch.enable_grad(), attach(tiny.model, uneven, keep=helpers.keep):
         loss = tiny.model(**batch, labels=labels).loss
         loss.backward()
@@ -232,7 +234,9 @@ def test_gradients_reach_only_the_reducer(tiny, batch, uneven, helpers):
 
 
 def test_loss_equals_that_of_the_masked_model(tiny, batch, uneven, reference, helpers):
-    labels = batch["input_ids"].where(torch.arange(batch["input_ids"].shape[1]) >= batch["input_ids"].shape[1] - 3, -100)
+    labels = batch["input_ids"].where(
+        torch.arange(batch["input_ids"].shape[1]) >= batch["input_ids"].shape[1] - 3, -100
+    )
     expected = tiny.model(**reference(batch, uneven), labels=labels).loss
     with attach(tiny.model, uneven, keep=helpers.keep):
         out = tiny.model(**batch, labels=labels)

@@ -1,0 +1,124 @@
+"""Tests of the tests: break the runtime on purpose; the comparison with the masked model must notice."""
+
+import importlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lit_reduce.reducer import create
+from lit_reduce.runtime import attach
+
+# By import_module, because the package offers functions under the names of these modules.
+attaching, compact, turns = (importlib.import_module(f"lit_reduce.runtime.{x}") for x in ("attach", "compact", "turns"))
+left_padded, reduce_images = compact._left_padded, compact.reduce_images
+KEEP, NOTICED = 10, 1e-2
+
+
+def renumber(monkeypatch):
+    monkeypatch.setattr(attaching, "compact", lambda *args: compact.compact(*args[:5], positions="renumber"))
+
+
+def shift_positions(monkeypatch):
+    right = compact.prompt_positions
+    monkeypatch.setattr(compact, "prompt_positions", lambda mask: right(mask) + (mask.cumsum(1) > 4))
+
+
+def show_padding(monkeypatch):
+    def wrong(*args):
+        short, logical = compact.compact(*args)
+        return short | {"attention_mask": torch.ones_like(short["attention_mask"])}, logical
+
+    monkeypatch.setattr(attaching, "compact", wrong)
+
+
+def pad_on_the_right(monkeypatch):
+    def wrong(selected):
+        order = torch.argsort((~selected).int(), dim=1, stable=True)[:, : int(selected.sum(1).max())]
+        return order, selected.gather(1, order)
+
+    monkeypatch.setattr(compact, "_left_padded", wrong)
+
+
+def reverse_kept_order(monkeypatch):
+    def wrong(*args):
+        features, stays, anchors = reduce_images(*args)
+        return [x.flip(0) for x in features], stays, anchors
+
+    monkeypatch.setattr(compact, "reduce_images", wrong)
+
+
+def swap_images(monkeypatch):
+    def wrong(*args):
+        features, stays, anchors = reduce_images(*args)
+        same = [x for x in features if len(x) == len(features[0])]
+        return [*same[1:], same[0], *features[len(same) :]], stays, anchors
+
+    monkeypatch.setattr(compact, "reduce_images", wrong)
+
+
+def drop_a_text_token(monkeypatch):
+    def wrong(selected):
+        selected = selected.clone()
+        selected[:, -2] = False
+        return left_padded(selected)
+
+    monkeypatch.setattr(compact, "_left_padded", wrong)
+
+
+def keep_the_next_token(monkeypatch):
+    def wrong(*args):
+        features, stays, anchors = reduce_images(*args)
+        return features, [stay.roll(1) for stay in stays], anchors
+
+    monkeypatch.setattr(compact, "reduce_images", wrong)
+
+
+def error(tiny, batch, reference, helpers) -> float:
+    """The worst difference to the masked model over a select method with equal counts, and one with unequal ones."""
+    worst = 0.0
+    for reducer in (create("random"), helpers.uneven):
+        with torch.no_grad():
+            expected = tiny.model.generate(**reference(batch, reducer, KEEP), **helpers.greedy)
+            with attach(tiny.model, reducer, keep=KEEP):
+                worst = max(worst, helpers.gap(tiny.model.generate(**batch, **helpers.greedy), expected))
+    return worst
+
+
+MUTATIONS = [
+    renumber, shift_positions, show_padding, pad_on_the_right, reverse_kept_order, swap_images, drop_a_text_token,
+    keep_the_next_token,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda f: f.__name__)
+def test_the_comparison_notices(tiny, batch, reference, helpers, uneven, monkeypatch, mutate):
+    helpers.uneven = uneven
+    assert error(tiny, batch, reference, helpers) < 1e-4
+    mutate(monkeypatch)
+    assert error(tiny, batch, reference, helpers) > NOTICED
+
+
+def forget_positions(history):
+    return replace(history, next=history.mask.sum(1, keepdim=True))
+
+
+def forget_padding(history):
+    return replace(history, mask=torch.ones_like(history.mask))
+
+
+def answer_one_later(history):
+    return replace(history, next=history.next + 1)
+
+
+@pytest.mark.parametrize("mutate", [forget_positions, forget_padding, answer_one_later], ids=lambda f: f.__name__)
+def test_the_second_turn_notices(tiny, batch, uneven, helpers, monkeypatch, mutate):
+    def second_turn():
+        with torch.no_grad(), attach(tiny.model, uneven, keep=KEEP):
+            first = tiny.model.generate(**batch, **helpers.greedy)
+            ids = torch.cat([first.sequences, torch.tensor([[11, 12], [14, 15]])], 1)
+            return tiny.model.generate(ids, past_key_values=first.past_key_values, **helpers.greedy)
+
+    right, write = second_turn(), turns.History.write
+    monkeypatch.setattr(turns.History, "write", lambda self, cache: write(mutate(self), cache))
+    assert helpers.gap(second_turn(), right) > NOTICED
