@@ -88,7 +88,8 @@ def compact(
     if stays:
         selected = selected.masked_scatter(placeholders(model, ids), torch.cat(stays))
     total, kept = [len(x) for x in encoded.features], [len(x) for x in features]
-    short = {key: value for key, value in inputs.items() if key not in encoder_keys(model)}
+    pictures = encoder_keys(model)
+    short = {key: value for key, value in inputs.items() if key not in pictures}
     if features:
         short["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
     if total == kept:
