@@ -146,3 +146,7 @@ def _fail(message: str) -> int:
 
 def _warning(message: Warning | str, *_: object, **__: object) -> str:
     return f"warning: {' '.join(str(message).split())}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

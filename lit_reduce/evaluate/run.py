@@ -1,6 +1,6 @@
 """``lit-reduce evaluate``: score reducers on a user's file and write the report."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def run(chosen: EvaluateSettings) -> None:
     rows = read_rows(chosen.data, need_answers=True)[: chosen.limit]
     backbone = load(chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision)
     for plan in plans.values():
-        plan.check(backbone)
+        for keep in keeps:
+            replace(plan, keep=keep).check(backbone)
     with tqdm(total=len(rows), unit="row", desc="evaluate") as bar:
         results = evaluate(
             backbone,

@@ -1,0 +1,68 @@
+"""The report: the same numbers in JSON, Markdown, text and the plot."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lit_reduce.evaluate.latency import Timing
+from lit_reduce.evaluate.report import markdown, summary, text_table, write_report
+from lit_reduce.evaluate.suite import ALL_TOKENS, Results, Score
+
+RESULTS = Results(
+    backbone="pocket",
+    rows=4,
+    tokens=576,
+    scores=[
+        Score(ALL_TOKENS, None, 576.0, [1, 1, 1, 1], timing=Timing(90.0, 80.0, 95.0, None, 5)),
+        Score("ours", 64, 64.0, [1, 1, 1, 0], timing=Timing(30.0, 29.0, 33.0, 1.25, 5)),
+        Score("ours", 0.05, 29.0, [1, 1, 0, 0]),
+        Score("grid", 64, 64.0, [1, 0, 0, 0]),
+        Score("grid", 0.05, 29.0, [1, 1, 0, 0]),
+    ],
+)
+
+
+def test_summary_holds_what_was_measured() -> None:
+    first, second = summary(RESULTS)["scores"][:2]
+    assert (first["accuracy"], first["low"], first["high"], first["keep"]) == (1.0, 1.0, 1.0, None)
+    assert (second["reducer"], second["keep"], second["kept_tokens"], second["accuracy"]) == ("ours", 64, 64.0, 0.75)
+    assert second["low"] < 0.75 <= second["high"]
+    assert (second["ttft_ms"], second["reducer_ms"]) == (30.0, 1.25)
+    assert "ttft_ms" not in summary(RESULTS)["scores"][2]
+
+
+def test_markdown_has_a_line_a_reducer_and_marks_the_best() -> None:
+    lines = markdown(summary(RESULTS)).splitlines()
+    assert lines[0] == "| reducer | keep 64 | keep 0.05 |"
+    assert lines[2].startswith("| all tokens (576) | 100.0 [100.0, 100.0] |")
+    assert lines[3].startswith("| ours | **75.0 [")
+    assert lines[4].startswith("| grid | 25.0 [")
+    assert lines[3].count("**50.0 [") == lines[4].count("**50.0 [") == 1  # a tie: both are best
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_text_lines_up() -> None:
+    lines = text_table(summary(RESULTS)).splitlines()
+    assert len(lines) == 2 + 5
+    assert len({len(line) for line in lines}) == 1
+    assert "1.25" in lines[3]
+
+
+def test_files(tmp_path: Path) -> None:
+    report = write_report(RESULTS, tmp_path / "new" / "report.json")
+    assert json.loads((tmp_path / "new" / "report.json").read_text()) == json.loads(json.dumps(report))
+    with Image.open(tmp_path / "new" / "report.png") as plot:
+        assert min(plot.size) > 500
+        colours = {colour for _, colour in plot.convert("RGB").getcolors(1 << 20) or []}
+    assert {(0x1F, 0x6F, 0xB4), (0xD9, 0x5F, 0x02)} <= colours  # a line for each reducer
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["report.json", "report.md", "report.png"]
+
+
+def test_all_tokens_alone(tmp_path: Path) -> None:
+    alone = Results("pocket", 4, 576, RESULTS.scores[:1])
+    write_report(alone, tmp_path / "report.json")
+    assert (tmp_path / "report.png").stat().st_size > 1000
+    with pytest.raises(KeyError):
+        alone.score("ours", 64)

@@ -1,0 +1,114 @@
+"""The suite: the scores that answering one by one would give, and times that belong to the right plan."""
+
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from lit_reduce.backbones import Backbone
+from lit_reduce.data.jsonl import Row
+from lit_reduce.errors import UserError
+from lit_reduce.evaluate import latency, suite
+from lit_reduce.evaluate.latency import Timing, first_token
+from lit_reduce.evaluate.plan import Plan, generate
+from lit_reduce.evaluate.suite import ALL_TOKENS, evaluate
+from lit_reduce.reducer import create
+
+PROMPTS = ["what is red ?", "the big ?", "is the red big here ?", "w20 w21", "what ?"]
+
+
+@pytest.fixture
+def rows(tiny: Backbone, pictures: list[Image.Image]) -> list[Row]:
+    """Questions whose accepted answer is what the plain model says; the last is made wrong."""
+    made = []
+    for index, prompt in enumerate(PROMPTS):
+        picture = pictures[index % 3]
+        (answer,), _ = generate(tiny, tiny.prepare([picture], [prompt]), Plan(), 3)
+        made.append(Row(prompt, picture, answer if index < 4 else "never"))
+    return made
+
+
+def test_equals_answering_one_by_one(tiny: Backbone, rows: list[Row]) -> None:
+    reducers = {"grid": create("grid"), "cls": create("fastervlm")}
+    steps: list[int] = []
+    results = evaluate(tiny, reducers, [9, 0.5], rows, batch_size=2, on_batch=steps.append, max_new_tokens=3)
+    assert (results.rows, results.tokens, steps) == (5, 36, [2, 2, 1])
+    assert results.score(ALL_TOKENS, None).correct == [1, 1, 1, 1, 0]
+    assert [(score.reducer, score.keep, score.kept) for score in results.scores] == [
+        (ALL_TOKENS, None, 36), ("grid", 9, 9), ("grid", 0.5, 18), ("cls", 9, 9), ("cls", 0.5, 18),
+    ]  # fmt: skip
+    for name, reducer in reducers.items():
+        for keep in (9, 0.5):
+            alone = [generate(tiny, tiny.prepare([r.open()], [r.prompt]), Plan(reducer, keep), 3)[0][0] for r in rows]
+            score = results.score(name, keep)
+            assert score.answers == alone
+            expected = [float(answer == row.answer) for answer, row in zip(alone, rows, strict=True)]
+            assert score.correct == expected
+    answers = {tuple(score.answers) for score in results.scores}
+    assert len(answers) == 5  # every plan says something of its own, so the comparison above had something to see
+
+
+def test_each_picture_is_encoded_once_for_all_reducers(
+    tiny: Backbone, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = suite.encode
+    monkeypatch.setattr(suite, "encode", lambda *a, **k: calls.append(1) or real(*a, **k))
+    evaluate(tiny, {"grid": create("grid"), "cls": create("fastervlm")}, [9, 4], rows, batch_size=5, max_new_tokens=1)
+    assert len(calls) == 1
+
+
+def test_rows_are_taken_lazily_and_need_answers(tiny: Backbone, rows: list[Row]) -> None:
+    taken: list[int] = []
+
+    def stream() -> Iterator[Row]:
+        for index, row in enumerate(rows):
+            taken.append(index)
+            yield row
+
+    seen: list[int] = []
+    evaluate(tiny, {}, [], stream(), batch_size=1, on_batch=lambda _: seen.append(len(taken)), max_new_tokens=1)
+    assert seen == [1, 2, 3, 4, 5]
+    with pytest.raises(UserError, match="without an answer"):
+        evaluate(tiny, {}, [], [Row("what ?", rows[0].image)], max_new_tokens=1)
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        evaluate(tiny, {}, [], [])
+    with pytest.raises(UserError, match="only 36"):
+        evaluate(tiny, {"grid": create("grid")}, [37], rows)
+
+
+def test_timing_is_measured_for_every_plan(tiny: Backbone, rows: list[Row]) -> None:
+    results = evaluate(tiny, {"grid": create("grid")}, [9], rows[:1], max_new_tokens=1, timing_runs=2)
+    for score in results.scores:
+        assert score.timing is not None
+        assert 0 < score.timing.low <= score.timing.median <= score.timing.high
+        assert score.timing.runs == 2
+        assert (score.timing.reducer_ms is None) == (score.reducer == ALL_TOKENS)
+
+
+def test_runs_alternate_and_the_first_is_not_counted(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    plans = {"a": Plan(), "b": Plan(create("grid"), 9)}
+
+    def fake(backbone: Backbone, inputs: object, plan: Plan) -> tuple[float, float | None]:
+        calls.append(next(name for name, known in plans.items() if known is plan))
+        turn = (len(calls) - 1) // 2
+        return (1000.0 if turn == 0 else 10.0 * turn), (None if plan.reducer is None else float(turn))
+
+    monkeypatch.setattr(latency, "_run", fake)
+    timings = first_token(tiny, {}, plans, runs=5)
+    assert calls == ["a", "b"] * 6
+    assert timings["a"] == Timing(30.0, 20.0, 40.0, None, 5)
+    assert timings["b"] == Timing(30.0, 20.0, 40.0, 3.0, 5)
+
+
+def test_the_reducers_time_is_inside(tiny: Backbone, rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    slow = create("grid")
+    real = slow.reduce
+    monkeypatch.setattr(slow, "reduce", lambda *a: time.sleep(0.1) or real(*a))
+    inputs = tiny.prepare([rows[0].open()], [rows[0].prompt])
+    timing = first_token(tiny, inputs, {"slow": Plan(slow, 9)}, runs=1)["slow"]
+    assert timing.reducer_ms is not None
+    assert 100 <= timing.reducer_ms < timing.median

@@ -1,0 +1,41 @@
+"""Overlays: bright exactly where tokens stayed."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_reduce.show.overlay import paint
+
+
+def test_kept_cells_are_bright_and_the_rest_is_dim() -> None:
+    kept = [0, 5, 6, 11]
+    painted = np.asarray(paint(Image.new("RGB", (40, 30), "white"), (1, 3, 4), kept, shortest=300))
+    assert painted.shape == (300, 400, 3)
+    centres = painted[50::100, 50::100]  # the middle of each of the 3 x 4 cells
+    for cell in range(12):
+        value = centres[divmod(cell, 4)]
+        assert (value == 255).all() if cell in kept else (value < 100).all()
+
+
+def test_outline_surrounds_a_region_but_does_not_cross_it() -> None:
+    painted = np.asarray(paint(Image.new("RGB", (300, 300), "white"), (1, 3, 3), [3, 4], shortest=300))
+    assert tuple(painted[101, 50]) != (255, 255, 255)  # above the pair
+    assert tuple(painted[150, 198]) != (255, 255, 255)  # right of it
+    assert tuple(painted[150, 100]) == (255, 255, 255)  # between the two
+
+
+def test_a_grid_that_does_not_divide_the_picture_covers_all_of_it() -> None:
+    picture = Image.new("RGB", (337, 211), "white")
+    painted = np.asarray(paint(picture, (1, 7, 9), range(63), shortest=211))
+    inner = painted[4:-4, 4:-4]
+    assert painted.shape == (211, 337, 3)
+    assert (inner == 255).all()
+
+
+def test_the_picture_itself_is_untouched_and_nonsense_is_refused() -> None:
+    picture = Image.new("RGB", (30, 30), "white")
+    paint(picture, (1, 3, 3), [1])
+    assert picture.getextrema() == ((255, 255),) * 3
+    for grid, kept in [((1, 3, 3), [9]), ((1, 3, 3), [-1]), ((2, 3, 3), [1])]:
+        with pytest.raises(ValueError, match="cannot paint"):
+            paint(picture, grid, kept)

@@ -1,0 +1,41 @@
+"""The shipped settings: complete, commented, and accepted by the commands they belong to."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from lit_reduce.evaluate.answer import PredictSettings
+from lit_reduce.evaluate.run import EvaluateSettings
+from lit_reduce.settings import BackboneSettings, ReducerSettings, configs_dir, resolve
+
+FILES = sorted(configs_dir().rglob("*.yaml"))
+COMMANDS = {"predict": PredictSettings, "evaluate": EvaluateSettings}
+GROUPS = {"backbone": BackboneSettings, "reducer": ReducerSettings}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_value_has_a_comment_above_it(path: Path) -> None:
+    previous = ""
+    for line in path.read_text().splitlines():
+        if line.strip() and not line.lstrip().startswith(("#", "-")) and not line.rstrip().endswith(":"):
+            assert previous.lstrip().startswith("#"), line
+        previous = line
+        assert len(line) <= 120
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_resolve_and_show_every_setting(name: str) -> None:
+    keys = set(OmegaConf.load(configs_dir() / f"{name}.yaml"))
+    assert keys == {field.name for field in dataclasses.fields(COMMANDS[name])}
+    assert isinstance(resolve(COMMANDS[name], [], configs_dir(), name), COMMANDS[name])
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in GROUPS], ids=lambda path: path.stem)
+def test_group_files_fit_their_group(path: Path) -> None:
+    group = path.parent.name
+    chosen = getattr(resolve(PredictSettings, [f"{group}={path.stem}"], configs_dir(), "predict"), group)
+    assert dataclasses.asdict(chosen) == OmegaConf.to_container(OmegaConf.load(path)) | (
+        {} if "revision" in OmegaConf.load(path) else {"revision": None}
+    )
