@@ -3,7 +3,6 @@
 Reads one JSON job a line on stdin and answers with the exit code of ``lit-reduce WORDS``.
 """
 
-import gc
 import json
 import os
 import resource
@@ -28,10 +27,12 @@ def child(job: dict) -> int:
     return cli.main(job["words"])
 
 
-gc.freeze()  # a child would otherwise copy all memory on its way out, only to count references
 print("ready", flush=True)
 for line in sys.stdin:
     pid = os.fork()
     if pid == 0:
-        sys.exit(child(json.loads(line)))
+        code = child(json.loads(line))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # without the slow end of an interpreter that holds all of torch
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
