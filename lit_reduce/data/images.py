@@ -35,6 +35,8 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         try:
             image.load()
             upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format == "PNG"):
+                upright = upright.point(lambda value: value * (1 / 256)).convert("L")  # 16 bits; RGB alone would clip
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
                 paper = Image.new("RGBA", upright.size, "white")

@@ -4,6 +4,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -29,6 +30,13 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (9, 5)).save(path)
     image = open_image(path)
     assert (image.mode, image.size) == ("RGB", (9, 5))
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    read = np.asarray(open_image(tmp_path / "a.png"))
+    assert (np.abs(read[..., 0] - values / 257.0) <= 1).all()
 
 
 def test_transparency_lies_on_white(tmp_path: Path) -> None:
