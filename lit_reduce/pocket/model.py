@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from lit_reduce.pocket.words import vocabulary
-from lit_reduce.pocket.world import PATCH, SIZE
+from lit_reduce.pocket.world import GRID, PATCH, SIZE
 
 TEMPLATE = (
     "<s>{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
@@ -59,8 +59,8 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
         patch_size=PATCH, hidden_act="gelu_pytorch_tanh", projection_dim=192,
     )  # fmt: skip
     text = LlamaConfig(
-        vocab_size=len(pieces), hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=8, max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=pieces.index("<s>"),
+        vocab_size=len(pieces), hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=4096, rope_parameters={"rope_type": "default", "rope_theta": 1e6}, tie_word_embeddings=True, bos_token_id=pieces.index("<s>"),
         eos_token_id=pieces.index("</s>"), pad_token_id=pieces.index("[PAD]"),
     )  # fmt: skip
     config = LlavaConfig(
@@ -68,8 +68,38 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
         vision_feature_select_strategy="default", image_seq_length=(SIZE // PATCH) ** 2, tie_word_embeddings=True,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
+    _initialise(model)
     model.generation_config.max_new_tokens = 24
     return model
+
+
+def _initialise(model: LlavaForConditionalGeneration) -> None:
+    """Starts where attention can tell places and words apart; the library's defaults are made for far larger widths."""
+    tower = vision_tower(model)
+    width = tower.embeddings.position_embedding.weight.shape[1]
+    with torch.no_grad():
+        tower.embeddings.position_embedding.weight[1:] = 0.5 * sincos(GRID, width)
+        for block in tower.encoder.layers:
+            for proj in (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj):
+                torch.nn.init.normal_(proj.weight, std=width**-0.5)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.06)
+    for layer in model.get_decoder().layers:
+        # Like attends to like (equal queries and keys) and copies what it finds (output undoes value): the circuit
+        # that binds "the red circle" to its patch is there in outline from the first step on.
+        attention = layer.self_attn
+        torch.nn.init.normal_(attention.q_proj.weight, std=0.06)
+        attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
+        torch.nn.init.orthogonal_(attention.v_proj.weight, gain=0.3)
+        attention.o_proj.weight.data.copy_(attention.v_proj.weight.data.T)
+
+
+def sincos(grid: int, width: int) -> Tensor:
+    """Returns sines and cosines of rows and columns, [grid * grid, width]."""
+    rate = 1.0 / (100.0 ** (torch.arange(width // 4) / (width // 4)))
+    angle = torch.arange(grid)[:, None] * rate
+    line = torch.cat([angle.sin(), angle.cos()], 1)
+    rows, cols = line[:, None].expand(-1, grid, -1), line[None].expand(grid, -1, -1)
+    return torch.cat([rows, cols], -1).flatten(0, 1)
 
 
 def patches_of(pixels: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ SIZE = 336  # pixels a side, LLaVA-1.5's
 PATCH = 14
 GRID = SIZE // PATCH
 SPLITS = {"train": 0, "val": 1, "test": 2}
+JITTER = 1.5  # pixels that centres lie off the middle of a patch at most: a small tower learns print ten times faster so
 LARGE = 38  # pixels of diameter from which a shape is called large; none is drawn within 4 pixels of it
 
 
@@ -107,6 +108,9 @@ def _place(
     """Finds a free centre for a w x h box, or None after 40 tries; the box is then taken."""
     for _ in range(40):
         x, y = rng.uniform(w / 2 + 1, SIZE - w / 2 - 1), rng.uniform(h / 2 + 1, SIZE - h / 2 - 1)
+        x, y = (PATCH * (v // PATCH) + PATCH / 2 + JITTER * rng.uniform(-1, 1) for v in (x, y))
+        if min(x - w / 2, y - h / 2, SIZE - x - w / 2, SIZE - y - h / 2) < 1:
+            continue
         l, t, r, b = x - w / 2 - gap, y - h / 2 - gap, x + w / 2 + gap, y + h / 2 + gap
         if all(r < bl or l > br or b < bt or t > bb for bl, bt, br, bb in boxes):
             boxes.append((l, t, r, b))

@@ -1,0 +1,99 @@
+"""One step's questions in the form that reducers and the decoder take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_reduce.distill.teacher import Outputs
+from lit_reduce.runtime.encode import IGNORE, Encoded, prompt_text
+
+
+@dataclass
+class Batch:
+    """B questions with what the teacher said about them.
+
+    Attributes:
+        features: [B, N, D] visual tokens.
+        grid: Frames, rows and columns.
+        ids: [B, L] prompt with image placeholders and answer, padded on the left.
+        mask: [B, L].
+        labels: [B, L], the answer's ids where they stand, -100 elsewhere.
+        guide: [B, N] the teacher's attention.
+        top: [A, k] the teacher's log-probabilities at the A answer tokens, row by row.
+        top_ids: [A, k].
+        step: Of training, from which budgets are drawn.
+    """
+
+    features: Tensor
+    grid: tuple[int, int, int]
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+    guide: Tensor
+    top: Tensor
+    top_ids: Tensor
+    step: int = 0
+
+    def to(self, device: torch.device) -> "Batch":
+        """Moves every tensor."""
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Batch(**moved)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Model inputs; the labels say what no reducer may see."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, "labels": self.labels}
+
+    def encoded(self, model: Any) -> Encoded:
+        """The pictures as `encode` would give them, with the prompts' embeddings but not the answers'."""
+        with torch.no_grad():
+            text, text_mask = prompt_text(model, self.inputs)
+        count = len(self.features)
+        features = list(self.features.to(text.dtype))
+        return Encoded(features, [self.grid] * count, list(range(count)), {}, text, text_mask)
+
+
+def make_batch(picked: Sequence[tuple[Outputs, Sequence[int]]], step: int = 0, pad: int = 0) -> Batch:
+    """Lays some turns of some groups into one batch.
+
+    Args:
+        picked: For each group its teacher outputs and the indices of the turns taken.
+        step: Of training.
+        pad: Id of padding.
+    """
+    ids, labels, rows = [], [], dict[str, list[Tensor]](features=[], guide=[], top=[], top_ids=[])
+    for outputs, turns in picked:
+        lengths = outputs["lengths"]
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.sum(1).cumsum(0)])
+        answers = torch.cat([torch.zeros(1, dtype=torch.long), lengths[:, 1].cumsum(0)])
+        for t in turns:
+            tail = outputs["suffix"][starts[t] : starts[t + 1]].long()
+            row = torch.cat([outputs["prefix"].long(), tail])
+            label = torch.full_like(row, IGNORE)
+            label[len(row) - int(lengths[t, 1]) :] = row[len(row) - int(lengths[t, 1]) :]
+            ids.append(row)
+            labels.append(label)
+            rows["features"].append(outputs["features"])
+            rows["guide"].append(outputs["guide"][t].float())
+            rows["top"].append(outputs["top"][answers[t] : answers[t + 1]].float())
+            rows["top_ids"].append(outputs["top_ids"][answers[t] : answers[t + 1]].long())
+    longest = max(len(row) for row in ids)
+    left = [longest - len(row) for row in ids]
+    pad_left = torch.nn.functional.pad
+    first = picked[0][0]["grid"].tolist()
+    return Batch(
+        torch.stack(rows["features"]).float(),
+        (first[0], first[1], first[2]),
+        torch.stack([pad_left(row, (n, 0), value=pad) for row, n in zip(ids, left, strict=True)]),
+        torch.stack([pad_left(torch.ones_like(row), (n, 0)) for row, n in zip(ids, left, strict=True)]),
+        torch.stack([pad_left(row, (n, 0), value=IGNORE) for row, n in zip(labels, left, strict=True)]),
+        torch.stack(rows["guide"]),
+        torch.cat(rows["top"]),
+        torch.cat(rows["top_ids"]),
+        step,
+    )
+
+

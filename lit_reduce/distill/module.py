@@ -1,0 +1,117 @@
+"""The Distiller: trains any reducer against the frozen backbone that it will be plugged into."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from lit_reduce.distill.batch import Batch
+from lit_reduce.distill.data import budget_of
+from lit_reduce.distill.losses import answer_kl, hinge, listwise, row_mean
+from lit_reduce.distill.settings import TrainSettings
+from lit_reduce.distill.student import hard_logits, score, soft_logits
+from lit_reduce.reducer import Reducer, ScoringReducer
+
+
+class Distiller(LightningModule):
+    """Two stages (CoViPAL): the teacher's attention guides the scores, then its answers train them through a gate.
+
+    Only the reducer is a part of this module, so checkpoints hold it alone and gradients reach nothing else. A reducer
+    that has no scores skips stage 1 and learns from the answers directly.
+    """
+
+    def __init__(self, model: Any, reducer: Reducer, settings: TrainSettings) -> None:
+        """Prepare a distiller.
+
+        Args:
+            model: The frozen backbone; held outside the module tree.
+            reducer: What is trained.
+            settings: Losses, budgets, stages and the optimiser's numbers.
+        """
+        super().__init__()
+        self.reducer = reducer
+        self.held = (model,)
+        self.settings = settings
+        names = ("accuracy", "agreement", "kl", "kept")
+        self.measures = torch.nn.ModuleDict(
+            {f"{name}_{k}": MeanMetric() for name in names for k in settings.val_budgets}
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """All losses of a batch; ``loss`` is their weighted sum, the rest is for the log."""
+        s, weights = self.settings, self.settings.loss
+        keep = min(budget_of(batch.step, s.seed, s.budgets), batch.features.shape[1])
+        scores = score(self.held[0], self.reducer, batch) if isinstance(self.reducer, ScoringReducer) else None
+        out: dict[str, Tensor] = {}
+        rank = torch.zeros((), device=batch.features.device)
+        if scores is not None:
+            out["rank"], out["hinge"] = listwise(scores, batch.guide), hinge(scores, batch.guide, keep)
+            rank = out["rank"] + weights.hinge * out["hinge"]
+            if batch.step < s.guide_steps:
+                return {"loss": rank, **out}
+        candidates = math.ceil(s.candidates * keep)
+        logits, labels, rows = (
+            hard_logits(self.held[0], self.reducer, batch, keep)
+            if scores is None
+            else soft_logits(self.held[0], batch, scores, keep, s.tau, candidates)
+        )
+        count = len(batch.ids)
+        out["kl"] = row_mean(answer_kl(logits, batch.top, batch.top_ids, weights.temperature), rows, count)
+        out["ce"] = row_mean(F.cross_entropy(logits.float(), labels, reduction="none"), rows, count)
+        progress = (batch.step - s.guide_steps) / max(1, s.steps - s.guide_steps)
+        share = weights.rank_first + (weights.rank_last - weights.rank_first) * min(1.0, max(0.0, progress))
+        return {"loss": weights.kl * out["kl"] + weights.ce * out["ce"] + share * rank, **out}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step; logs every loss."""
+        losses = self.losses(batch)
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch.ids))
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Answers with the reduced stream, as inference sees it, at every validation budget.
+
+        An answer counts as right when every token of it is the most likely one: what greedy decoding would give.
+        """
+        count = len(batch.ids)
+        for keep in self.settings.val_budgets:
+            logits, labels, rows = hard_logits(self.held[0], self.reducer, batch, keep)
+            best = logits.argmax(-1)
+            kl = answer_kl(logits, batch.top, batch.top_ids)
+            for name, miss in (("accuracy", best != labels), ("agreement", best != batch.top_ids[:, 0])):
+                wrong = torch.zeros(count, device=rows.device).index_add(0, rows, miss.float())
+                self.measures[f"{name}_{keep}"].update((wrong == 0).float())
+            self.measures[f"kl_{keep}"].update(kl)
+            self.measures[f"kept_{keep}"].update(float(keep))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the measures, and their mean accuracy as ``val/accuracy``."""
+        values = {name: metric.compute() for name, metric in self.measures.items()}
+        for name, value in values.items():
+            self.log(f"val/{name}", value)
+            self.measures[name].reset()
+        accuracy = torch.stack([values[f"accuracy_{k}"] for k in self.settings.val_budgets]).mean()
+        self.log("val/accuracy", accuracy, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on the reducer, linear warm-up, cosine down to a hundredth."""
+        s = self.settings
+        optimizer = torch.optim.AdamW(self.reducer.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay)
+
+        def factor(step: int) -> float:
+            if step < s.warmup:
+                return (step + 1) / s.warmup
+            share = (step - s.warmup) / max(1, s.steps - s.warmup)
+            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Moves a batch to the backbone's device."""
+        return batch.to(device)

@@ -1,0 +1,149 @@
+"""The teacher: the backbone on all tokens, without gradient, its outputs kept on disk because it never changes."""
+
+import hashlib
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lit_reduce.backbones import Backbone
+from lit_reduce.distill.groups import Group
+from lit_reduce.files import atomic_path
+from lit_reduce.runtime import encode
+from lit_reduce.runtime.decoder import embed
+from lit_reduce.runtime.encode import placeholders
+from lit_reduce.runtime.taps import Tap
+
+TOP = 64  # log-probabilities stored for each answer token; the rest of the vocabulary is one bucket
+Outputs = dict[str, Tensor]
+
+
+class Teacher:
+    """Runs the backbone once for all questions about a picture.
+
+    The turns share the picture: they lie one after another in a single sequence, under a mask that leaves each alone
+    with the picture, so that a picture with sixteen questions costs little more than one with one.
+    """
+
+    def __init__(self, backbone: Backbone, layers: list[int], rows: str = "text", cache: Path | None = None) -> None:
+        """Prepare a teacher.
+
+        Args:
+            backbone: The frozen model.
+            layers: Decoder layers whose text-to-image attention guides stage 1 (CoViPAL; which layers is our reading).
+            rows: Whose attention counts: "text" (all tokens after the picture) or "answer".
+            cache: Folder of the outputs, or None to compute them at every call.
+        """
+        self.backbone, self.layers, self.rows = backbone, layers, rows
+        facts = json.dumps([backbone.identity.hash, layers, rows, TOP, 1])
+        self.cache = cache / hashlib.sha256(facts.encode()).hexdigest()[:16] if cache else None
+
+    def outputs(self, group: Group) -> Outputs:
+        """Returns the teacher's outputs for a group, from the cache when they are there.
+
+        Returns:
+            features [N, D]; grid [3]; prefix [P] (ids up to the picture's end); and for its n turns of S tokens in all:
+            suffix [S], lengths [n, 2] (question and answer tokens), guide [n, N] (attention, sums to 1), top [A, 64]
+            log-probabilities and their vocabulary ids top_ids [A, 64] for the A answer tokens.
+        """
+        if self.cache is None:
+            return self._compute(group)
+        path = self.cache / f"{group.key}.safetensors"
+        if path.is_file():
+            try:
+                return safetensors.torch.load_file(path)
+            except (SafetensorError, OSError):
+                pass  # torn by a crash of the machine: made again
+        found = {name: x.contiguous() for name, x in self._compute(group).items()}
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as partial:
+            safetensors.torch.save_file(found, partial)
+        return found
+
+    @torch.no_grad()
+    def _compute(self, group: Group) -> Outputs:
+        backbone = self.backbone
+        model, tokenizer = backbone.model, backbone.processor.tokenizer
+        picture = group.open()
+        first = backbone.prepare([picture], [group.turns[0][0]])
+        encoded = encode(model, first, (), backbone.family)
+        features = encoded.features[0]
+        prefix, questions = self._split(first, [prompt for prompt, _ in group.turns], picture)
+        answers = [
+            self._generated(picture, prompt) if answer is None else tokenizer(answer, add_special_tokens=False).input_ids
+            for prompt, answer in group.turns
+        ]
+        turns = [(q, [*a, tokenizer.eos_token_id]) for q, a in zip(questions, answers, strict=True)]
+        suffix = torch.tensor([t for q, a in turns for t in (*q, *a)], device=prefix.device)
+        lengths = torch.tensor([(len(q), len(a)) for q, a in turns])
+        logits, rows = self._forward(prefix, suffix, lengths, features)
+        asked = answer_rows(lengths)
+        values, ids = logits[asked].float().log_softmax(-1).topk(min(TOP, logits.shape[-1]))
+        guide = self._guide(rows, prefix, lengths)
+        out = {
+            "features": features.half(), "grid": torch.tensor(encoded.grids[0]), "prefix": prefix.int(),
+            "suffix": suffix.int(), "lengths": lengths, "guide": guide.half(), "top": values.half(), "top_ids": ids.int(),
+        }  # fmt: skip
+        return {name: x.cpu() for name, x in out.items()}
+
+    def _split(self, first: dict[str, Any], prompts: list[str], picture: Any) -> tuple[Tensor, list[list[int]]]:
+        """Returns the ids up to the end of the picture, and those after it for every prompt."""
+        seen = placeholders(self.backbone.model, first["input_ids"])[0].nonzero()
+        end = int(seen[-1]) + 1
+        prefix = first["input_ids"][0, :end]
+        suffixes = [first["input_ids"][0, end:].tolist()]
+        for prompt in prompts[1:]:
+            ids = self.backbone.prepare([picture], [prompt])["input_ids"][0]
+            suffixes.append(ids[end:].tolist())
+        return prefix, suffixes
+
+    def _generated(self, picture: Any, prompt: str) -> list[int]:
+        inputs = self.backbone.prepare([picture], [prompt])
+        out = self.backbone.model.generate(**inputs, do_sample=False, max_new_tokens=32)[0, inputs["input_ids"].shape[1] :]
+        stop = self.backbone.processor.tokenizer.eos_token_id
+        return [int(t) for t in out if int(t) != stop]
+
+    def _forward(self, prefix: Tensor, suffix: Tensor, lengths: Tensor, features: Tensor) -> tuple[Tensor, list[Tensor]]:
+        model, decoder = self.backbone.model, self.backbone.model.get_decoder()
+        p, n = len(prefix), len(prefix) + len(suffix)
+        turn = torch.repeat_interleave(torch.arange(len(lengths)), lengths.sum(1)).to(prefix.device)
+        see = torch.ones(n, n, dtype=torch.bool, device=prefix.device).tril()
+        see[p:, p:] &= turn[:, None] == turn
+        embeds = embed(model, torch.cat([prefix, suffix])[None].long(), [features])
+        mask = torch.zeros(n, n, dtype=embeds.dtype, device=prefix.device)
+        mask = mask.masked_fill_(~see, torch.finfo(embeds.dtype).min)[None, None]
+        within = torch.cat([torch.arange(int(k)) for k in lengths.sum(1)]).to(prefix.device)
+        positions = torch.cat([torch.arange(p, device=prefix.device), p + within])[None]
+        with ExitStack() as stack:
+            rows = torch.arange(p, n, device=prefix.device)
+            taps = [stack.enter_context(Tap(decoder.layers[i].self_attn, rows)) for i in self.layers]
+            hidden = decoder(
+                inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+            ).last_hidden_state
+        logits: Tensor = model.get_output_embeddings()(hidden[0, p:])
+        return logits, [tap.rows[0][0].mean(0) for tap in taps]
+
+    def _guide(self, rows: list[Tensor], prefix: Tensor, lengths: Tensor) -> Tensor:
+        """Returns the mean attention of each turn on every image token, [n, N], each row summing to 1."""
+        image = placeholders(self.backbone.model, prefix)
+        mean = torch.stack(rows).mean(0)[:, : len(prefix)][:, image]
+        asked = answer_rows(lengths).to(mean.device)
+        turn = torch.repeat_interleave(torch.arange(len(lengths)), lengths.sum(1)).to(mean.device)
+        if self.rows == "answer":
+            turn, mean = turn[asked], mean[asked]
+        sums = torch.zeros(len(lengths), mean.shape[1], device=mean.device).index_add_(0, turn, mean)
+        return sums / sums.sum(1, keepdim=True).clamp_min(1e-9)
+
+
+def answer_rows(lengths: Tensor) -> Tensor:
+    """Indices, within the turns laid end to end, of the tokens that predict an answer token."""
+    out, at = [], 0
+    for question, answer in lengths.tolist():
+        out.append(torch.arange(at + question - 1, at + question + answer - 1))
+        at += question + answer
+    return torch.cat(out)

@@ -1,0 +1,249 @@
+"""``train``: from settings to an exported plug-in and a table that compares it with the yardsticks."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from tqdm import tqdm
+
+from lit_reduce import settings as files
+from lit_reduce.backbones import Backbone, load
+from lit_reduce.data.jsonl import Row, read_rows
+from lit_reduce.distill.callbacks import MovingAverage
+from lit_reduce.distill.data import DistillData
+from lit_reduce.distill.groups import Group, group_rows
+from lit_reduce.distill.module import Distiller
+from lit_reduce.distill.settings import TrainSettings
+from lit_reduce.distill.teacher import Teacher
+from lit_reduce.errors import UserError
+from lit_reduce.evaluate.report import markdown, summary, write_report
+from lit_reduce.evaluate.suite import ALL_TOKENS, Results, evaluate
+from lit_reduce.files import check_writable
+from lit_reduce.plugin import FORMAT_VERSION, PluginConfig, save_plugin
+from lit_reduce.reducer import Reducer, create, find
+from lit_reduce.version import __version__
+
+PLUGIN = "plugin"
+
+
+def train(chosen: TrainSettings) -> None:
+    """Distil a reducer, export it to ``output/plugin``, compare it with the yardsticks and print the table.
+
+    A run that was killed goes on from ``output/last.ckpt`` when it is started again.
+
+    Raises:
+        UserError: A setting, the data or the backbone is not usable.
+    """
+    check(chosen)
+    output = Path(chosen.output)
+    check_writable(output / "table.json")
+    seed_everything(chosen.seed, verbose=False)
+    backbone = load(chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision)
+    reducer = fresh_reducer(chosen, backbone)
+    groups, val_groups = training_groups(chosen)
+    files.save(chosen, output / "settings.yaml")
+    teacher = Teacher(backbone, guide_layers(chosen, backbone), chosen.guide_rows, _cache(chosen))
+    data = DistillData(
+        teacher, groups, val_groups, pictures=chosen.pictures, turns=chosen.turns, steps=chosen.steps, seed=chosen.seed
+    )
+    start = time.monotonic()
+    trainer, module, average = fit(chosen, backbone.model, reducer, data, output)
+    minutes = (time.monotonic() - start) / 60
+    if not trainer.is_global_zero:
+        return
+    if average.average:
+        reducer.load_state_dict(average.average)
+    reducer = reducer.cpu().eval()
+    size = sum(p.numel() for p in reducer.parameters())
+    print(f"trained {chosen.reducer.name}: {size / 1e6:.2f} M parameters, {chosen.steps} steps, {minutes:.1f} minutes")
+    config = plugin_config(chosen, backbone, reducer)
+    save_plugin(output / PLUGIN, reducer, config)  # safe already while the table is made
+    results = compare(chosen, backbone, reducer)
+    report = write_report(results, output / "table.json")
+    config.metrics = card_metrics(chosen.reducer.name, results)
+    save_plugin(output / PLUGIN, reducer, config, {"notes": notes(chosen, results)})
+    print(markdown(report), end="")
+    print(f"plug-in: {output / PLUGIN}; table: {output / 'table.json'}, .md, .png; settings: {output / 'settings.yaml'}")
+
+
+def check(chosen: TrainSettings) -> None:
+    """Refuses settings that cannot work, before anything is loaded."""
+    for name in ("steps", "pictures", "turns", "save_every", "val_every", "devices", "table_batch"):
+        if getattr(chosen, name) < 1:
+            raise UserError(f"{name}={getattr(chosen, name)}: give 1 or more")
+    if not chosen.budgets or min(chosen.budgets) < 1:
+        raise UserError(f"budgets={chosen.budgets}: give the smallest and the largest count of tokens to train for")
+    if not chosen.val_budgets:
+        raise UserError("val_budgets=[]: give one count of tokens or more")
+    if chosen.tau <= 0 or chosen.candidates < 1:
+        raise UserError(f"tau={chosen.tau}, candidates={chosen.candidates}: tau must be above 0, candidates at least 1")
+    if chosen.guide_rows not in ("text", "answer"):
+        raise UserError(f"guide_rows={chosen.guide_rows}: use text or answer")
+    if chosen.positions not in ("keep", "renumber"):
+        raise UserError(f"positions={chosen.positions}: use keep or renumber")
+    if chosen.logger not in LOGGERS:
+        raise UserError(f"logger={chosen.logger}: use {', '.join(LOGGERS)}")
+    if not find(chosen.reducer.name).trained:
+        raise UserError(f"reducer {chosen.reducer.name} has nothing to train; use it by name in predict and evaluate")
+    for name in chosen.yardsticks:
+        if find(name).trained:
+            raise UserError(f"yardstick {name} needs training; name training-free reducers")
+
+
+def fresh_reducer(chosen: TrainSettings, backbone: Backbone) -> Reducer:
+    """Makes the reducer; a width that the settings leave open is the backbone's."""
+    options = dict(chosen.reducer.options)
+    fields = find(chosen.reducer.name).config_class.__dataclass_fields__
+    if "hidden_size" in fields and not options.get("hidden_size"):
+        options["hidden_size"] = backbone.identity.hidden_size
+    return create(chosen.reducer.name, **options)
+
+
+def training_groups(chosen: TrainSettings) -> tuple[list[Group], list[Group]]:
+    """Training and validation pictures with their questions."""
+    data = chosen.data
+    if data.name == "pocket":
+        from lit_reduce.pocket.data import scene_groups
+
+        return scene_groups("train", data.images, data.turns), scene_groups("val", data.val_images, data.turns)
+    groups = group_rows(read_rows(data.name))
+    if data.val is not None:
+        return groups, group_rows(read_rows(data.val))
+    held = max(1, len(groups) // 20)
+    if len(groups) < 2:
+        raise UserError(f"data {data.name}: one picture is not enough to train and validate; give more, or data.val=FILE")
+    return groups[:-held], groups[-held:]
+
+
+def guide_layers(chosen: TrainSettings, backbone: Backbone) -> list[int]:
+    """The decoder layers whose attention guides stage 1; by default the upper half without the last."""
+    count = len(backbone.model.get_decoder().layers)
+    layers = chosen.guide_layers if chosen.guide_layers is not None else list(range(count // 2, max(count - 1, 1)))
+    if not layers or not all(0 <= i < count for i in layers):
+        raise UserError(f"guide_layers={layers}: the decoder has layers 0 to {count - 1}")
+    return layers
+
+
+def fit(
+    chosen: TrainSettings, model: Any, reducer: Reducer, data: DistillData, output: Path
+) -> tuple[Trainer, Distiller, MovingAverage]:
+    """Runs the Trainer, from the last checkpoint of ``output`` when there is one."""
+    module, average = Distiller(model, reducer, chosen), MovingAverage(chosen.ema)
+    last = ModelCheckpoint(
+        output, filename="last", every_n_train_steps=chosen.save_every, save_top_k=1, enable_version_counter=False
+    )
+    callbacks: list[Any] = [average, last]
+    if chosen.patience is not None:
+        callbacks.append(EarlyStopping("val/accuracy", mode="max", patience=chosen.patience))
+    trainer = Trainer(
+        max_steps=chosen.steps, val_check_interval=chosen.val_every, check_val_every_n_epoch=None,
+        accelerator="cpu" if model.device.type == "cpu" else chosen.accelerator, devices=chosen.devices,
+        strategy="ddp" if chosen.devices > 1 else "auto", precision=chosen.precision,  # type: ignore[arg-type]
+        gradient_clip_val=chosen.clip or None, logger=LOGGERS[chosen.logger](output), callbacks=callbacks,
+        num_sanity_val_steps=0, log_every_n_steps=5, enable_model_summary=False, use_distributed_sampler=False,
+        default_root_dir=output,
+    )  # fmt: skip
+    checkpoint = output / "last.ckpt"
+    try:
+        trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None)
+    except (RuntimeError, EOFError) as error:
+        if checkpoint.is_file() and "state_dict" in str(error):
+            raise UserError(f"{checkpoint} is of another reducer: give another output, or remove it") from error
+        raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return trainer, module, average
+
+
+def compare(chosen: TrainSettings, backbone: Backbone, reducer: Reducer) -> Results:
+    """Scores the reducer and the yardsticks on the test rows, at every budget of the table."""
+    rows, total = test_rows(chosen)
+    reducers: dict[str, Reducer] = {chosen.reducer.name: reducer}
+    reducers |= {name: create(name) for name in chosen.yardsticks}
+    keeps = [k for k in chosen.table_budgets if k <= backbone.identity.tokens]
+    with tqdm(total=total, desc="table", unit="row") as bar:
+        return evaluate(
+            backbone, reducers, keeps, rows, chosen.table_batch, bar.update,
+            positions={chosen.reducer.name: chosen.positions}, timing_runs=chosen.runs,
+        )  # fmt: skip
+
+
+def test_rows(chosen: TrainSettings) -> tuple[Iterable[Row], int]:
+    """The questions of the table: the world's test split, or the user's file."""
+    data = chosen.data
+    if data.name == "pocket" and data.test is None:
+        from lit_reduce.pocket.data import scene_rows
+
+        return scene_rows("test", data.test_rows), data.test_rows
+    source = data.test or data.val
+    if source is None:
+        raise UserError("no questions to score on: give data.test=FILE.jsonl with image, prompt and answer")
+    rows = read_rows(source, need_answers=True)[: data.test_rows]
+    return rows, len(rows)
+
+
+def plugin_config(chosen: TrainSettings, backbone: Backbone, reducer: Reducer) -> PluginConfig:
+    """What the plug-in says about itself."""
+    return PluginConfig(
+        format_version=FORMAT_VERSION, reducer=reducer.name, options=dict(vars(reducer.config)),
+        backbone=backbone.identity, budgets=sorted(chosen.budgets), positions=chosen.positions,
+        library_version=__version__,
+    )  # fmt: skip
+
+
+def card_metrics(name: str, results: Results) -> dict[str, Any]:
+    """Accuracy with its interval and time to first token by budget, for the model card."""
+    entries = [e for e in summary(results)["scores"] if e["reducer"] in (name, ALL_TOKENS)]
+    by_budget = {"all" if e["keep"] is None else str(e["keep"]): e for e in entries}
+    metrics: dict[str, Any] = {"accuracy": {k: [e["accuracy"], e["low"], e["high"]] for k, e in by_budget.items()}}
+    if all("ttft_ms" in e for e in entries):
+        metrics["first_token_ms"] = {k: e["ttft_ms"] for k, e in by_budget.items()}
+        metrics["reducer_ms"] = {k: e["reducer_ms"] for k, e in by_budget.items() if e.get("reducer_ms") is not None}
+    return metrics
+
+
+def notes(chosen: TrainSettings, results: Results) -> str:
+    """The card's account of how the numbers came about."""
+    return (
+        f"Trained on `{chosen.data.name}` ({chosen.data.images} pictures, {chosen.steps} steps of "
+        f"{chosen.pictures * chosen.turns} questions, seed {chosen.seed}); scored on {results.rows} test questions. "
+        f"Times: {torch.get_num_threads()} CPU threads, one question, median of {chosen.runs} alternating runs."
+    )
+
+
+def _cache(chosen: TrainSettings) -> Path | None:
+    return None if chosen.data.cache is None else Path(chosen.data.cache)
+
+
+def _csv(folder: Path) -> Any:
+    from lightning.pytorch.loggers import CSVLogger
+
+    return CSVLogger(folder, name="log", version="")
+
+
+def _tensorboard(folder: Path) -> Any:
+    _needs("tensorboard")
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(folder, name="log", version="")
+
+
+def _wandb(folder: Path) -> Any:
+    _needs("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    return WandbLogger(save_dir=folder, project="lit_reduce")
+
+
+def _needs(package: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise UserError(f"the logger {package} is not installed: pip install 'lit-reduce[loggers]'")
+
+
+LOGGERS = {"csv": _csv, "tensorboard": _tensorboard, "wandb": _wandb}

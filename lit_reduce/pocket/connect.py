@@ -1,0 +1,109 @@
+"""Stage 3: tower and decoder meet. The projector learns to say in words what the tower sees; then all learn to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+from lit_reduce.pocket.easy import easy_picture
+from lit_reduce.pocket.labels import patch_labels
+from lit_reduce.pocket.language import Symbols, answer_logits
+from lit_reduce.pocket.loop import Losses
+from lit_reduce.pocket.questions import questions
+from lit_reduce.pocket.render import render
+from lit_reduce.pocket.tower import Heads, cls_labels, dense_loss, picture_hidden
+from lit_reduce.pocket.turns import pack
+from lit_reduce.pocket.world import GRID, make_scene, scene_rng
+
+TURNS, TEXT = 20, 288
+SHOWN = 208  # visual tokens a picture while only a part is shown to the decoder
+
+
+def question_batch(step: int, scenes: int, easy: int = 0, shown: int | None = SHOWN) -> dict[str, Tensor]:
+    """Makes pictures with dense labels and packed turns.
+
+    Args:
+        step: Of the loop.
+        scenes: Rendered scenes in the batch.
+        easy: Pictures of easy-VQA in the batch; they have no dense labels (all -1).
+        shown: How many of the 576 patches the decoder sees (those of things first), or None for all.
+    """
+    out: dict[str, list[np.ndarray]] = {}
+    for i in range(scenes + easy):
+        index = step * scenes + i
+        if i < scenes:
+            scene = make_scene("train", index)
+            picture, labels, whole = np.asarray(render(scene)), patch_labels(scene), cls_labels(scene)
+            turns = [(q.prompt, q.answer) for q in questions(scene, TURNS)]
+        else:
+            picture, turns, labels, whole = easy_picture(step * easy + i - scenes, TURNS)
+        rng = scene_rng("train", index, 4)
+        chance = rng.random(GRID * GRID) + (labels["kind"] > 0) * rng.uniform(0, 1)
+        where = np.arange(GRID * GRID) if shown is None else np.sort(np.argsort(-chance)[:shown])
+        row = {**pack(turns, TEXT), **labels, "pictures": picture, "where": where, "whole": whole}
+        for key, value in row.items():
+            out.setdefault(key, []).append(value)
+    return {k: torch.from_numpy(np.stack(v)) for k, v in out.items()}
+
+
+def seeing_loss(
+    model: LlavaForConditionalGeneration, heads: Heads, symbols: Symbols, batch: dict[str, Tensor]
+) -> tuple[Tensor, Losses]:
+    """Asks the tower what every patch shows, and the projector to say it in the decoder's words.
+
+    Returns:
+        The projected tokens [B, 576, D] and the losses.
+    """
+    hidden = picture_hidden(model, batch["pictures"])
+    logits, whole = heads(hidden)
+    losses = dense_loss(logits, batch)
+    projected = model.model.multi_modal_projector(hidden[:, 1:])
+    with torch.no_grad():
+        every = torch.arange(GRID * GRID, device=projected.device).expand(len(projected), -1)
+        target = symbols(model.get_input_embeddings(), batch, every).float()
+        scale = target.var()
+    gap = (projected.float() - target).square().mean(-1) / scale
+    some = (batch["kind"] > 0) | (batch["word"] > 0)
+    losses["words"] = (gap * some).sum() / some.sum().clamp(min=1) + (gap * ~some).sum() / (~some).sum().clamp(min=1)
+    losses["whole"] = F.binary_cross_entropy_with_logits(whole.float(), batch["whole"]) * 20
+    losses["loss"] = losses["loss"] + losses["words"] + losses["whole"]
+    return projected, losses
+
+
+def project_loss(
+    model: LlavaForConditionalGeneration, heads: Heads, symbols: Symbols, device: torch.device
+) -> Callable[[Any, int], Losses]:
+    """Returns the loss of whole pictures without questions."""
+
+    def loss_of(batch: dict[str, Tensor], _: int) -> Losses:
+        return seeing_loss(model, heads, symbols, {k: v.to(device) for k, v in batch.items()})[1]
+
+    return loss_of
+
+
+def connect_loss(
+    model: LlavaForConditionalGeneration, heads: Heads, symbols: Symbols, device: torch.device, easy: int
+) -> Callable[[Any, int], Losses]:
+    """Returns the loss of pictures with questions; the dense losses stay on as an anchor with a tenth of the weight."""
+
+    def loss_of(batch: dict[str, Tensor], _: int) -> Losses:
+        batch = {k: v.to(device) for k, v in batch.items()}
+        ours = len(batch["pictures"]) - easy
+        projected, seen = seeing_loss(model, heads, symbols, {k: v[:ours] for k, v in batch.items()})
+        if easy:
+            hidden = picture_hidden(model, batch["pictures"][ours:])
+            projected = torch.cat([projected, model.model.multi_modal_projector(hidden[:, 1:])])
+        where = batch["where"]
+        visual = projected.gather(1, where[..., None].expand(-1, -1, projected.shape[-1]))
+        logits, targets = answer_logits(model, visual, where, torch.ones_like(where, dtype=torch.bool), batch)
+        answer = F.cross_entropy(logits.float(), targets)
+        right = (logits.argmax(-1) == targets).float().mean()
+        return {**seen, "loss": answer + 0.1 * seen["loss"], "answer": answer, "right": right}
+
+    return loss_of

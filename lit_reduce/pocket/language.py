@@ -1,0 +1,187 @@
+"""Stage 2: the decoder learns to ask and answer on symbolic scenes, where a patch is the sum of the words for it.
+
+Binding (which number is on the red circle) is the slow thing to learn, and it does not need pixels: a scene is a few
+dozen patches of its things, each one embedding, at their places in the 576-token picture. The word embeddings serve on
+both sides, so that what is seen and what is said are the same vectors; the projector later maps pixels to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, LlavaForConditionalGeneration
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from lit_reduce.pocket.labels import FIELDS, SIZES, patch_labels
+from lit_reduce.pocket.loop import Losses
+from lit_reduce.pocket.questions import FAMILIES, questions
+from lit_reduce.pocket.render import owners
+from lit_reduce.pocket.turns import BOS, pack, turn_mask
+from lit_reduce.pocket.words import vocabulary
+from lit_reduce.pocket.world import GRID, make_scene, scene_rng
+
+TURNS = 16
+SEEN = 64  # patches of a symbolic scene
+TEXT = 224  # tokens of all its turns
+ORDER = tuple(FAMILIES)
+GUIDED = (2, 3)  # decoder layers whose head 0 is shown where to look
+
+
+class Symbols(nn.Module):
+    """Turns patch labels into embeddings: the words of what the patch shows, plus where it is."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        width = embedding.embedding_dim
+        self.place = nn.Embedding(2 * GRID, width)  # rows, then columns
+        self.extra = nn.Embedding(4, width)  # things without a word of their own: background, chart, centre, and a scale
+        nn.init.normal_(self.place.weight, std=0.03)
+        nn.init.normal_(self.extra.weight, std=0.03)
+        pieces = {p: i for i, p in enumerate(vocabulary())}
+        for field, names in FIELDS.items():
+            ids = [pieces.get(("##" if field == "second" else "") + n, -1) for n in names]
+            self.register_buffer(f"ids_{field}", torch.tensor(ids), persistent=False)
+
+    def forward(self, embedding: nn.Embedding, labels: dict[str, Tensor], where: Tensor) -> Tensor:
+        """Embeds labels {field: [B, P]} of the patches at raster indices `where` [B, P] as [B, P, D]."""
+        out = self.place(where // GRID) + self.place(GRID + where % GRID)
+        for field in FIELDS:
+            ids = getattr(self, f"ids_{field}")[labels[field]]
+            some = (labels[field] > 0) & (ids >= 0)
+            out = out + embedding(ids.clamp(min=0)) * some[..., None]
+        kind = labels["kind"]
+        out = out + self.extra.weight[0] * (kind == 0)[..., None]
+        out = out + self.extra.weight[1] * (kind == SIZES["kind"] - 1)[..., None]
+        return out + self.extra.weight[2] * (labels["centre"] > 0)[..., None]
+
+
+def symbolic_batch(
+    step: int, scenes: int, families: int = len(ORDER), things: int = 99, seen: int = SEEN, turns: int = TURNS
+) -> dict[str, Tensor]:
+    """Makes symbolic scenes with packed turns.
+
+    Args:
+        step: Of the loop; scenes step * scenes … are used.
+        scenes: In the batch.
+        families: Only the first so many families of questions are asked.
+        things: Scenes are cut to so many things.
+        seen: Patches shown at most.
+        turns: Questions a scene.
+    """
+    out: dict[str, list[np.ndarray]] = {}
+    for i in range(scenes):
+        index = step * scenes + i
+        scene = make_scene("train", index)
+        if len(scene.things) > things:
+            scene = type(scene)(scene.seed, scene.background, 0, scene.things[-things:], None)
+        rng = scene_rng("train", index, 3)
+        labels = patch_labels(scene)
+        must = labels["centre"] > 0
+        some = (labels["kind"] > 0) & ~must
+        chance = rng.random(GRID * GRID) + 2.0 * must + 1.0 * some * (rng.random(GRID * GRID) < 0.6)
+        chance += 0.5 * ((labels["first"] > 0) | (labels["word"] > 0))
+        n = int(min(seen, must.sum() + max(4, some.sum() * rng.uniform(0.3, 1.0)) + rng.integers(0, 8)))
+        where = np.sort(np.argsort(-chance)[:n])
+        valid = np.zeros(seen, bool)
+        valid[:n] = True
+        where = np.concatenate([where, np.zeros(seen - n, np.int64)])
+        asked = [q for q in questions(scene, turns * (1 if families >= 8 else 3)) if q.family in ORDER[:families]]
+        asked = asked[:turns]
+        packed = pack([(q.prompt, q.answer) for q in asked], TEXT * turns // TURNS)
+        look = np.zeros((len(asked) + 1, seen), bool)  # the last row, of padding (turn -1), stays empty
+        owner = np.stack(owners(scene)).reshape(3, -1)[:, where]
+        for j, question in enumerate(asked):
+            about = [scene.things.index(t) for t in question.about]
+            look[j] = np.isin(owner[2], about) | (np.isin(owner[1], about) & (labels["centre"][where] == 0))
+        packed["look"] = look[packed["turn"]] & valid
+        for key, value in {**packed, "where": where, "valid": valid, **{f: v[where] for f, v in labels.items()}}.items():
+            out.setdefault(key, []).append(value)
+    return {k: torch.from_numpy(np.stack(v)) for k, v in out.items()}
+
+
+def answer_logits(
+    model: LlavaForConditionalGeneration, visual: Tensor, where: Tensor, valid: Tensor, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Runs the decoder on visual embeddings and packed turns.
+
+    Args:
+        model: Pocket.
+        visual: [B, P, D] embeddings of the patches at `where`.
+        where: [B, P] raster indices; the token of patch i sits at position 1 + i.
+        valid: [B, P] bool.
+        batch: ids, targets, turn and place of `pack`, [B, T].
+
+    Returns:
+        The logits [M, vocabulary] and targets [M] at the answer positions.
+    """
+    embedding = model.get_input_embeddings()
+    text = embedding(batch["ids"])
+    start = embedding(torch.full((len(visual), 1), BOS, device=visual.device))
+    place = torch.cat([torch.zeros_like(where[:, :1]), 1 + where], 1)
+    seen = torch.cat([torch.ones_like(valid[:, :1]), valid], 1)
+    mask = turn_mask(seen, place, batch["turn"], batch["place"], torch.float32)
+    positions = torch.cat([place, 1 + GRID * GRID + batch["place"]], 1)
+    hidden = model.get_decoder()(
+        inputs_embeds=torch.cat([start, visual.to(text.dtype), text], 1), attention_mask=mask, position_ids=positions,
+        use_cache=False,
+    ).last_hidden_state[:, place.shape[1] :]  # fmt: skip
+    asked = batch["targets"] >= 0
+    return model.lm_head(hidden[asked]), batch["targets"][asked]
+
+
+class Watched:
+    """Log-probabilities of the guided heads while the decoder runs; None when nobody watches."""
+
+    rows: list[Tensor] | None = None
+
+
+def watched_attention(
+    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float = 1.0, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """The fused attention, which also reports where head 0 of the guided layers looks."""
+    if Watched.rows is not None and module.layer_idx in GUIDED and mask is not None:
+        logits = (q[:, 0] * scaling) @ k[:, 0].transpose(-1, -2)
+        Watched.rows.append((logits.float() + mask[:, 0]).log_softmax(-1))
+    out, _ = sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **kwargs)
+    return out, None
+
+
+AttentionInterface.register("pocket_watched", watched_attention)
+
+
+def symbolic_loss(
+    model: LlavaForConditionalGeneration, symbols: Symbols, device: torch.device, guidance: float = 0.5
+) -> Callable[[Any, int], Losses]:
+    """Returns the loss of a symbolic batch.
+
+    Cross-entropy at the answers, and guidance: where an answer is given, head 0 of the guided layers shall look at
+    the things that decide it. Without guidance the decoder guesses among the things in view for tens of thousands of
+    questions before it learns to bind.
+    """
+    config = model.config.text_config
+
+    def loss_of(batch: dict[str, Tensor], _: int) -> Losses:
+        batch = {k: v.to(device) for k, v in batch.items()}
+        visual = symbols(model.get_input_embeddings(), batch, batch["where"])
+        before, config._attn_implementation, Watched.rows = config._attn_implementation, "pocket_watched", []
+        try:
+            logits, targets = answer_logits(model, visual, batch["where"], batch["valid"], batch)
+            rows = Watched.rows
+        finally:
+            config._attn_implementation, Watched.rows = before, None
+        p = batch["where"].shape[1]
+        look = batch["look"] & (batch["targets"] >= 0)[..., None]
+        some = look.any(-1)
+        goal = look / look.sum(-1, keepdim=True).clamp(min=1)
+        seen = torch.stack([-(goal * r[:, 1 + p :, 1 : 1 + p]).sum(-1)[some].mean() for r in rows]).mean()
+        floor = (goal[some] * goal[some].clamp(min=1e-9).log()).sum(-1).mean()  # minus the entropy of the goal
+        answer = F.cross_entropy(logits.float(), targets)
+        right = (logits.argmax(-1) == targets).float().mean()
+        return {"loss": answer + guidance * seen, "answer": answer, "look": seen + floor, "right": right}
+
+    return loss_of
