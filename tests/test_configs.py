@@ -16,11 +16,11 @@ GROUPS = {"backbone": BackboneSettings, "reducer": ReducerSettings}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_every_value_has_a_comment_above_it(path: Path) -> None:
+def test_every_value_has_a_comment_beside_or_above_it(path: Path) -> None:
     previous = ""
     for line in path.read_text().splitlines():
         if line.strip() and not line.lstrip().startswith(("#", "-")) and not line.rstrip().endswith(":"):
-            assert previous.lstrip().startswith("#"), line
+            assert " # " in line or previous.lstrip().startswith("#"), line
         previous = line
         assert len(line) <= 120
 
