@@ -2,7 +2,8 @@
 
 import sys
 
-from lit_reduce.cli import run, train
+from lit_reduce.cli import train
+from lit_reduce.console import run
 
 if __name__ == "__main__":
     sys.exit(run(train))

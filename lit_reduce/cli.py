@@ -1,14 +1,10 @@
 """The command line: a verb, settings as ``key=value``, one clear line when something is wrong."""
 
-import errno
-import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from lit_reduce.console import Command, run
 from lit_reduce.errors import UserError
-
-Command = Callable[[Sequence[str]], None]
 
 USAGE = """usage: lit-reduce VERB [key=value ...] [--help] [--validate]
 
@@ -18,21 +14,6 @@ USAGE = """usage: lit-reduce VERB [key=value ...] [--help] [--validate]
   list      show the reducers that can be used by name
 """
 
-# What the machine or the user's paths can be blamed for; any other OSError is a bug and keeps its traceback.
-_USERS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EIO,
-    errno.EFBIG,
-    errno.ENAMETOOLONG,
-}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``lit-reduce``; returns the exit code."""
@@ -41,33 +22,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if words else 2
     return run(_command(words[0]), words[1:])
-
-
-def run(command: Command, argv: Sequence[str] | None = None) -> int:
-    """Run a command and turn what can go wrong for a user into one line on stderr and an exit code.
-
-    Returns:
-        0 when all went well, 2 for a mistake that the user can mend, 130 when interrupted.
-    """
-    warnings.formatwarning = _warning
-    try:
-        command(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-    except UserError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of a pipe has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        if error.errno not in _USERS:
-            raise
-        if error.filename is None:  # writing to stdout: drop what it still holds, or the exit would fail again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _fail(f"{error.strerror}: {error.filename or 'the output'}")
-    return 0
 
 
 def predict(argv: Sequence[str]) -> None:
@@ -83,7 +37,7 @@ def predict(argv: Sequence[str]) -> None:
 
 def train(argv: Sequence[str]) -> None:
     """``train``: see :mod:`lit_reduce.distill.train`."""
-    from lit_reduce.distill.train import TrainSettings
+    from lit_reduce.distill.settings import TrainSettings
     from lit_reduce.distill.train import train as distill
     from lit_reduce.settings import configs_dir, resolve
 
@@ -137,15 +91,6 @@ def _quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 2
-
-
-def _warning(message: Warning | str, *_: object, **__: object) -> str:
-    return f"warning: {' '.join(str(message).split())}\n"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lit_reduce import cli
+from lit_reduce import cli, console
 from lit_reduce.backbones import load
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import PluginConfig, save_plugin
@@ -300,17 +300,17 @@ def test_list_help_and_unknown_verbs(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_exit_codes(capfd: pytest.CaptureFixture[str]) -> None:
-    def raises(error: BaseException) -> cli.Command:
+    def raises(error: BaseException) -> console.Command:
         def command(_: object) -> None:
             raise error
 
         return command
 
-    assert cli.run(raises(UserError("what\nwhere")), []) == 2
+    assert console.run(raises(UserError("what\nwhere")), []) == 2
     assert capfd.readouterr().err == "error: what where\n"
-    assert cli.run(raises(KeyboardInterrupt()), []) == 130
+    assert console.run(raises(KeyboardInterrupt()), []) == 130
     assert capfd.readouterr().err == "interrupted\n"
-    assert cli.run(raises(PermissionError(13, "Permission denied", "x.png")), []) == 2
+    assert console.run(raises(PermissionError(13, "Permission denied", "x.png")), []) == 2
     assert capfd.readouterr().err == "error: Permission denied: x.png\n"
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
-        cli.run(raises(ZeroDivisionError()), [])
+        console.run(raises(ZeroDivisionError()), [])

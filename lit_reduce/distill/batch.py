@@ -1,7 +1,7 @@
 """One step's questions in the form that reducers and the decoder take."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,8 +39,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Moves every tensor."""
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return Batch(**moved)
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -95,5 +95,3 @@ def make_batch(picked: Sequence[tuple[Outputs, Sequence[int]]], step: int = 0, p
         torch.cat(rows["top_ids"]),
         step,
     )
-
-

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from torch import Tensor
 
 
@@ -19,9 +19,7 @@ class MovingAverage(Callback):
         self.average: dict[str, Tensor] = {}
         self.present: dict[str, Tensor] = {}
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Takes the new weights in; early steps weigh more, so that the start is forgotten."""
         decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
         with torch.no_grad():
@@ -29,13 +27,13 @@ class MovingAverage(Callback):
                 old = self.average.get(name)
                 self.average[name] = x.detach().clone() if old is None else old.to(x.device).lerp_(x, 1 - decay)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Puts the average in place."""
         if self.decay and self.average and not self.present:
             self.present = {name: x.detach().clone() for name, x in pl_module.reducer.state_dict().items()}
             pl_module.reducer.load_state_dict(self.average)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Puts the present weights back."""
         if self.present:
             pl_module.reducer.load_state_dict(self.present)

@@ -9,8 +9,8 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+from lit_reduce.data.groups import Group
 from lit_reduce.distill.batch import Batch, make_batch
-from lit_reduce.distill.groups import Group
 from lit_reduce.distill.teacher import Teacher
 
 
@@ -51,7 +51,7 @@ class DistillData(LightningDataModule):
         self.pictures, self.turns, self.steps, self.seed, self.val_batch = pictures, turns, steps, seed, val_batch
 
     def prepare_data(self) -> None:
-        """Makes the teacher's outputs that are not on disk yet, with a progress bar; a killed run goes on from there."""
+        """Makes the teacher's outputs that are not on disk yet; a killed run goes on from there."""
         teacher = self.held[0]
         if teacher.cache is not None:
             for group in tqdm([*self.groups, *self.val_groups], desc="teacher", unit="picture"):
@@ -83,7 +83,7 @@ class DistillData(LightningDataModule):
         teacher = self.held[0]
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        per = max(1, self.val_batch // max(1, max(len(g.turns) for g in self.val_groups)))
+        per = max(1, self.val_batch // max(1, *(len(g.turns) for g in self.val_groups)))
         chunks = [self.val_groups[i : i + per] for i in range(0, len(self.val_groups), per)][rank::world]
 
         def make(i: int) -> Batch:
@@ -114,5 +114,3 @@ def budget_of(step: int, seed: int, budgets: Sequence[int]) -> int:
 def digest(*parts: Any) -> str:
     """Returns a short name for content."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
-
-

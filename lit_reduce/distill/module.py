@@ -37,9 +37,8 @@ class Distiller(LightningModule):
         self.held = (model,)
         self.settings = settings
         names = ("accuracy", "agreement", "kl", "kept")
-        self.measures = torch.nn.ModuleDict(
-            {f"{name}_{k}": MeanMetric() for name in names for k in settings.val_budgets}
-        )
+        made = {f"{name}_{k}": MeanMetric() for name in names for k in settings.val_budgets}
+        self.measures: Any = torch.nn.ModuleDict(made)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """All losses of a batch; ``loss`` is their weighted sum, the rest is for the log."""

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lit_reduce.backbones import Backbone
-from lit_reduce.distill.groups import Group
+from lit_reduce.data.groups import Group
 from lit_reduce.files import atomic_path
 from lit_reduce.runtime import encode
 from lit_reduce.runtime.decoder import embed
@@ -75,8 +75,8 @@ class Teacher:
         features = encoded.features[0]
         prefix, questions = self._split(first, [prompt for prompt, _ in group.turns], picture)
         answers = [
-            self._generated(picture, prompt) if answer is None else tokenizer(answer, add_special_tokens=False).input_ids
-            for prompt, answer in group.turns
+            self._generated(picture, q) if a is None else tokenizer(a, add_special_tokens=False).input_ids
+            for q, a in group.turns
         ]
         turns = [(q, [*a, tokenizer.eos_token_id]) for q, a in zip(questions, answers, strict=True)]
         suffix = torch.tensor([t for q, a in turns for t in (*q, *a)], device=prefix.device)
@@ -87,7 +87,8 @@ class Teacher:
         guide = self._guide(rows, prefix, lengths)
         out = {
             "features": features.half(), "grid": torch.tensor(encoded.grids[0]), "prefix": prefix.int(),
-            "suffix": suffix.int(), "lengths": lengths, "guide": guide.half(), "top": values.half(), "top_ids": ids.int(),
+            "suffix": suffix.int(), "lengths": lengths, "guide": guide.half(),
+            "top": values.half(), "top_ids": ids.int(),
         }  # fmt: skip
         return {name: x.cpu() for name, x in out.items()}
 
@@ -96,19 +97,22 @@ class Teacher:
         seen = placeholders(self.backbone.model, first["input_ids"])[0].nonzero()
         end = int(seen[-1]) + 1
         prefix = first["input_ids"][0, :end]
-        suffixes = [first["input_ids"][0, end:].tolist()]
-        for prompt in prompts[1:]:
-            ids = self.backbone.prepare([picture], [prompt])["input_ids"][0]
-            suffixes.append(ids[end:].tolist())
+        known = first["input_ids"][0, end:].tolist()
+        suffixes = [self.backbone.after_picture(prompt) for prompt in prompts]
+        if suffixes[0] != known:  # a processor that writes more than the template says: ask it each time, slowly
+            again = (self.backbone.prepare([picture], [prompt])["input_ids"][0] for prompt in prompts[1:])
+            suffixes = [known, *(ids[end:].tolist() for ids in again)]
         return prefix, suffixes
 
     def _generated(self, picture: Any, prompt: str) -> list[int]:
         inputs = self.backbone.prepare([picture], [prompt])
-        out = self.backbone.model.generate(**inputs, do_sample=False, max_new_tokens=32)[0, inputs["input_ids"].shape[1] :]
+        out = self.backbone.model.generate(**inputs, do_sample=False, max_new_tokens=32)
         stop = self.backbone.processor.tokenizer.eos_token_id
-        return [int(t) for t in out if int(t) != stop]
+        return [t for t in out[0, inputs["input_ids"].shape[1] :].tolist() if t != stop]
 
-    def _forward(self, prefix: Tensor, suffix: Tensor, lengths: Tensor, features: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _forward(
+        self, prefix: Tensor, suffix: Tensor, lengths: Tensor, features: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
         model, decoder = self.backbone.model, self.backbone.model.get_decoder()
         p, n = len(prefix), len(prefix) + len(suffix)
         turn = torch.repeat_interleave(torch.arange(len(lengths)), lengths.sum(1)).to(prefix.device)

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from lit_reduce import settings as files
 from lit_reduce.backbones import Backbone, load
+from lit_reduce.data.groups import Group, group_rows
 from lit_reduce.data.jsonl import Row, read_rows
 from lit_reduce.distill.callbacks import MovingAverage
 from lit_reduce.distill.data import DistillData
-from lit_reduce.distill.groups import Group, group_rows
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.teacher import Teacher
@@ -51,7 +51,7 @@ def train(chosen: TrainSettings) -> None:
         teacher, groups, val_groups, pictures=chosen.pictures, turns=chosen.turns, steps=chosen.steps, seed=chosen.seed
     )
     start = time.monotonic()
-    trainer, module, average = fit(chosen, backbone.model, reducer, data, output)
+    trainer, average = fit(chosen, backbone.model, reducer, data, output)
     minutes = (time.monotonic() - start) / 60
     if not trainer.is_global_zero:
         return
@@ -67,7 +67,9 @@ def train(chosen: TrainSettings) -> None:
     config.metrics = card_metrics(chosen.reducer.name, results)
     save_plugin(output / PLUGIN, reducer, config, {"notes": notes(chosen, results)})
     print(markdown(report), end="")
-    print(f"plug-in: {output / PLUGIN}; table: {output / 'table.json'}, .md, .png; settings: {output / 'settings.yaml'}")
+    print(
+        f"plug-in: {output / PLUGIN}; table: {output / 'table'}.json, .md, .png; settings: {output / 'settings.yaml'}"
+    )
 
 
 def check(chosen: TrainSettings) -> None:
@@ -115,7 +117,7 @@ def training_groups(chosen: TrainSettings) -> tuple[list[Group], list[Group]]:
         return groups, group_rows(read_rows(data.val))
     held = max(1, len(groups) // 20)
     if len(groups) < 2:
-        raise UserError(f"data {data.name}: one picture is not enough to train and validate; give more, or data.val=FILE")
+        raise UserError(f"data {data.name}: one picture cannot both train and validate; give more, or data.val=FILE")
     return groups[:-held], groups[-held:]
 
 
@@ -130,7 +132,7 @@ def guide_layers(chosen: TrainSettings, backbone: Backbone) -> list[int]:
 
 def fit(
     chosen: TrainSettings, model: Any, reducer: Reducer, data: DistillData, output: Path
-) -> tuple[Trainer, Distiller, MovingAverage]:
+) -> tuple[Trainer, MovingAverage]:
     """Runs the Trainer, from the last checkpoint of ``output`` when there is one."""
     module, average = Distiller(model, reducer, chosen), MovingAverage(chosen.ema)
     last = ModelCheckpoint(
@@ -156,7 +158,7 @@ def fit(
         raise
     if trainer.interrupted:
         raise KeyboardInterrupt
-    return trainer, module, average
+    return trainer, average
 
 
 def compare(chosen: TrainSettings, backbone: Backbone, reducer: Reducer) -> Results:

@@ -1,4 +1,4 @@
-"""Stage 3: tower and decoder meet. The projector learns to say in words what the tower sees; then all learn to answer."""
+"""Stage 3: tower and decoder meet. The projector learns to say what the tower sees; then all learn to answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def question_batch(step: int, scenes: int, easy: int = 0, shown: int | None = SH
     Args:
         step: Of the loop.
         scenes: Rendered scenes in the batch.
-        easy: Pictures of easy-VQA in the batch; they have no dense labels (all -1).
+        easy: Pictures of easy-VQA in the batch; their dense labels are all 0.
         shown: How many of the 576 patches the decoder sees (those of things first), or None for all.
     """
     out: dict[str, list[np.ndarray]] = {}

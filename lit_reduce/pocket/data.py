@@ -1,9 +1,10 @@
 """The rendered world as training groups and as rows to score on."""
 
 from collections.abc import Iterator
+from functools import partial
 
+from lit_reduce.data.groups import Group
 from lit_reduce.data.jsonl import Row
-from lit_reduce.distill.groups import Group
 from lit_reduce.pocket.questions import FAMILIES, ask, questions
 from lit_reduce.pocket.render import render
 from lit_reduce.pocket.world import make_scene, scene_rng
@@ -17,7 +18,7 @@ def scene_groups(split: str, count: int, turns: int) -> list[Group]:
     for index in range(count):
         scene = make_scene(split, index)
         asked = tuple((q.prompt, q.answer) for q in questions(scene, turns))
-        groups.append(Group(f"world{WORLD}-{split}-{index}-{turns}", lambda scene=scene: render(scene), asked))
+        groups.append(Group(f"world{WORLD}-{split}-{index}-{turns}", partial(render, scene), asked))
     return groups
 
 

@@ -1,4 +1,4 @@
-"""The public easy-VQA data set (package easy-vqa): one shape a picture, its own train/test split, enlarged to 336 px."""
+"""The public easy-VQA data set (package easy-vqa): a shape a picture, its own train/test split, enlarged to 336 px."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Symbols(nn.Module):
         super().__init__()
         width = embedding.embedding_dim
         self.place = nn.Embedding(2 * GRID, width)  # rows, then columns
-        self.extra = nn.Embedding(4, width)  # things without a word of their own: background, chart, centre, and a scale
+        self.extra = nn.Embedding(4, width)  # what has no word of its own: background, chart, centre; one spare
         nn.init.normal_(self.place.weight, std=0.03)
         nn.init.normal_(self.extra.weight, std=0.03)
         pieces = {p: i for i, p in enumerate(vocabulary())}
@@ -49,7 +49,7 @@ class Symbols(nn.Module):
 
     def forward(self, embedding: nn.Embedding, labels: dict[str, Tensor], where: Tensor) -> Tensor:
         """Embeds labels {field: [B, P]} of the patches at raster indices `where` [B, P] as [B, P, D]."""
-        out = self.place(where // GRID) + self.place(GRID + where % GRID)
+        out: Tensor = self.place(where // GRID) + self.place(GRID + where % GRID)
         for field in FIELDS:
             ids = getattr(self, f"ids_{field}")[labels[field]]
             some = (labels[field] > 0) & (ids >= 0)
@@ -99,7 +99,8 @@ def symbolic_batch(
             about = [scene.things.index(t) for t in question.about]
             look[j] = np.isin(owner[2], about) | (np.isin(owner[1], about) & (labels["centre"][where] == 0))
         packed["look"] = look[packed["turn"]] & valid
-        for key, value in {**packed, "where": where, "valid": valid, **{f: v[where] for f, v in labels.items()}}.items():
+        row = {**packed, "where": where, "valid": valid, **{f: v[where] for f, v in labels.items()}}
+        for key, value in row.items():
             out.setdefault(key, []).append(value)
     return {k: torch.from_numpy(np.stack(v)) for k, v in out.items()}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
@@ -29,7 +31,7 @@ TEMPLATE = (
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Returns a word-piece tokenizer: known words whole, numbers by digit, unknown words by letter."""
     vocab = {piece: i for i, piece in enumerate(vocabulary())}
-    tokenizer = Tokenizer(WordPiece(vocab, unk_token="[UNK]"))  # noqa: S106 (a token of text, not a secret)
+    tokenizer = Tokenizer(WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
@@ -45,7 +47,7 @@ def build_processor() -> LlavaProcessor:
         size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}, do_convert_rgb=True
     )
     return LlavaProcessor(
-        image_processor=pictures, tokenizer=build_tokenizer(), patch_size=PATCH, image_token="<image>",  # noqa: S106
+        image_processor=pictures, tokenizer=build_tokenizer(), patch_size=PATCH, image_token="<image>",
         vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=TEMPLATE,
     )  # fmt: skip
 
@@ -60,7 +62,9 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
     )  # fmt: skip
     text = LlamaConfig(
         vocab_size=len(pieces), hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=4096, rope_parameters={"rope_type": "default", "rope_theta": 1e6}, tie_word_embeddings=True, bos_token_id=pieces.index("<s>"),
+        num_key_value_heads=4, max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, tie_word_embeddings=True,
+        bos_token_id=pieces.index("<s>"),
         eos_token_id=pieces.index("</s>"), pad_token_id=pieces.index("[PAD]"),
     )  # fmt: skip
     config = LlavaConfig(
@@ -127,10 +131,11 @@ def tower_forward(model: LlavaForConditionalGeneration, patches: Tensor, positio
     seen = seen + stem.position_embedding.weight[positions + 1]
     first = (stem.class_embedding + stem.position_embedding.weight[0]).expand(len(patches), 1, -1)
     hidden = tower.pre_layrnorm(torch.cat([first, seen], 1))
-    return tower.encoder(inputs_embeds=hidden).last_hidden_state
+    last: Tensor = tower.encoder(inputs_embeds=hidden).last_hidden_state
+    return last
 
 
-def vision_tower(model: LlavaForConditionalGeneration) -> torch.nn.Module:
+def vision_tower(model: LlavaForConditionalGeneration) -> Any:
     """Returns the module that holds embeddings, pre_layrnorm and encoder of the CLIP tower."""
     tower = model.model.vision_tower
     return getattr(tower, "vision_model", tower)

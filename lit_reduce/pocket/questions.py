@@ -25,6 +25,12 @@ class Question:
 
 
 Asker = Callable[[Scene, np.random.Generator], Question | None]
+ENDS: dict[str, Callable[[Thing], float]] = {  # the thing at an end has the smallest of these
+    "leftmost": lambda t: t.x,
+    "rightmost": lambda t: -t.x,
+    "highest": lambda t: t.y,
+    "lowest": lambda t: -t.y,
+}
 
 
 def ask(scene: Scene, rng: np.random.Generator, family: str) -> Question | None:
@@ -174,8 +180,8 @@ def _caption(scene: Scene, rng: np.random.Generator) -> Question | None:
     shapes = scene.shapes
     if len(shapes) < 2:
         return None
-    end = str(rng.choice(("leftmost", "rightmost", "highest", "lowest")))
-    at = {"leftmost": lambda t: t.x, "rightmost": lambda t: -t.x, "highest": lambda t: t.y, "lowest": lambda t: -t.y}[end]
+    end = str(rng.choice(list(ENDS)))
+    at = ENDS[end]
     first, second = sorted(shapes, key=at)[:2]
     if at(second) - at(first) < CLEAR:
         return None

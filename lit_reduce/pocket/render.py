@@ -85,8 +85,8 @@ def outline(thing: Thing) -> list[tuple[float, float]]:
             pts = [(hw * r * math.cos(a), hh * r * math.sin(a)) for r, a in zip(radii, turn, strict=True)]
         case "cross":
             t = 0.36
-            pts = [(-t, -1), (t, -1), (t, -t), (1, -t), (1, t), (t, t), (t, 1), (-t, 1), (-t, t), (-1, t), (-1, -t), (-t, -t)]
-            pts = [(x * hw, y * hh) for x, y in pts]
+            arms = [(-t, -1), (t, -1), (t, -t), (1, -t), (1, t), (t, t), (t, 1), (-t, 1), (-t, t), (-1, t), (-1, -t)]
+            pts = [(x * hw, y * hh) for x, y in [*arms, (-t, -t)]]
         case _:
             pts = [(-hw, -hh), (hw, -hh), (hw, hh), (-hw, hh)]
     if thing.angle:

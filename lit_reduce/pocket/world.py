@@ -12,7 +12,9 @@ SIZE = 336  # pixels a side, LLaVA-1.5's
 PATCH = 14
 GRID = SIZE // PATCH
 SPLITS = {"train": 0, "val": 1, "test": 2}
-JITTER = 1.5  # pixels that centres lie off the middle of a patch at most: a small tower learns print ten times faster so
+# Pixels that centres lie off the middle of a patch at most: a small tower learns print ten times faster so.
+JITTER = 1.5
+ROOM = {"circle": 0.56, "rectangle": 0.7, "triangle": 0.36, "star": 0.36}  # share of a shape that print may fill
 LARGE = 38  # pixels of diameter from which a shape is called large; none is drawn within 4 pixels of it
 
 
@@ -111,9 +113,9 @@ def _place(
         x, y = (PATCH * (v // PATCH) + PATCH / 2 + JITTER * rng.uniform(-1, 1) for v in (x, y))
         if min(x - w / 2, y - h / 2, SIZE - x - w / 2, SIZE - y - h / 2) < 1:
             continue
-        l, t, r, b = x - w / 2 - gap, y - h / 2 - gap, x + w / 2 + gap, y + h / 2 + gap
-        if all(r < bl or l > br or b < bt or t > bb for bl, bt, br, bb in boxes):
-            boxes.append((l, t, r, b))
+        left, top, right, bottom = x - w / 2 - gap, y - h / 2 - gap, x + w / 2 + gap, y + h / 2 + gap
+        if all(right < bl or left > br or bottom < bt or top > bb for bl, bt, br, bb in boxes):
+            boxes.append((left, top, right, bottom))
             return x, y
     return None
 
@@ -151,9 +153,7 @@ def _signs(
         spot = _place(rng, boxes, w, h)
         if spot is not None:
             font = int(rng.integers(0, 1 << 16))
-            things.append(
-                Thing("sign", "sign", str(color), *spot, w, h, 0.0, None, str(word), font, size, upper)
-            )
+            things.append(Thing("sign", "sign", str(color), *spot, w, h, 0.0, None, str(word), font, size, upper))
 
 
 def _shapes(
@@ -180,14 +180,11 @@ def _shapes(
         spot = _place(rng, boxes, w, h)
         if spot is None:
             continue
-        room = min(w, h) * {"circle": 0.56, "rectangle": 0.7, "triangle": 0.36, "star": 0.36, "cross": 0.42}.get(shape, 0.42)
+        room = min(w, h) * ROOM.get(shape, 0.42)
         font_size = int(np.clip(rng.uniform(0.85, 1.0) * room, 14, 26))
-        things.append(
-            Thing(
-                "shape", shape, str(rng.choice(list(COLORS), p=color_p)), *spot, w, h, float(rng.uniform(-10, 10)),
-                number, None, int(rng.integers(0, 1 << 16)), font_size,
-            )  # fmt: skip
-        )
+        color, angle = str(rng.choice(list(COLORS), p=color_p)), float(rng.uniform(-10, 10))
+        font = int(rng.integers(0, 1 << 16))
+        things.append(Thing("shape", shape, color, *spot, w, h, angle, number, None, font, font_size))
 
 
 def _skewed(rng: np.random.Generator, n: int) -> np.ndarray:
