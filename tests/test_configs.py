@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.evaluate.answer import PredictSettings
 from lit_reduce.evaluate.run import EvaluateSettings
 from lit_reduce.settings import BackboneSettings, ReducerSettings, configs_dir, resolve
 
 FILES = sorted(configs_dir().rglob("*.yaml"))
-COMMANDS = {"predict": PredictSettings, "evaluate": EvaluateSettings}
+COMMANDS = {"predict": PredictSettings, "evaluate": EvaluateSettings, "train": TrainSettings}
 GROUPS = {"backbone": BackboneSettings, "reducer": ReducerSettings}
 
 
