@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_reduce.errors import UserError
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
@@ -42,6 +43,8 @@ class CoViPAL(ScoringReducer):
     def __init__(self, config: CoViPALConfig | None = None) -> None:
         super().__init__(config)
         size, width = self.config.hidden_size, self.config.width
+        if min(width, self.config.heads) < 1 or width % self.config.heads:
+            raise UserError(f"covipal: width={width} must be a multiple of heads={self.config.heads}")
         self.enter = nn.Linear(size, width, bias=False)
         self.normal = nn.RMSNorm(size, eps=1e-6)
         self.kinds = nn.Parameter(torch.zeros(2, width))
