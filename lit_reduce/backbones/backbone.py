@@ -69,6 +69,13 @@ class Backbone:
         chat = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(chat, add_generation_prompt=True))
 
+    def after_picture(self, prompt: str) -> list[int]:
+        """Token ids that follow the picture in the prompt of one picture, without its placeholders."""
+        token, tokenizer = self.processor.image_token, self.processor.tokenizer
+        text = self._text(prompt, 1, token)
+        ids: list[int] = tokenizer(text.rpartition(token)[2], add_special_tokens=False).input_ids
+        return ids
+
     def decode(self, sequences: Tensor, inputs: dict[str, Any]) -> list[str]:
         """The answers in ``sequences`` ``[B, L]``: the tokens after the prompt of ``inputs``, as stripped text."""
         new = sequences[:, inputs["input_ids"].shape[1] :]

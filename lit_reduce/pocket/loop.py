@@ -1,8 +1,7 @@
-"""The training loop of the recipe: batches are a function of the step, so a killed run resumes as if it had not been."""
+"""The training loop of the recipe: batches are a function of the step, so a killed run goes on as if it never was."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +57,8 @@ def fit(
     weight_decay: float = 0.02,
     every_seconds: float = 90,
     workers: int = 1,
+    muon: bool = True,
+    horizon: int | None = None,
     log_every: int = 25,
     on_log: Callable[[int], dict[str, float]] | None = None,
 ) -> None:
@@ -76,12 +77,14 @@ def fit(
         weight_decay: Of matrices; vectors have none.
         every_seconds: Seconds between checkpoints.
         workers: Processes that make batches.
+        muon: Whether the matrices inside blocks learn by Muon; AdamW otherwise.
+        horizon: Steps over which the rate goes down, `steps` when None.
         log_every: Steps between log lines.
         on_log: step -> further figures, called every 20th log line.
     """
     params = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
     params = list({id(p): p for p in params}.values())
-    optimizers = optimizers_of(parts, lr, weight_decay)
+    optimizers = optimizers_of(parts, lr, weight_decay, muon)
     path, first = folder / f"{name}.pt", 0
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
@@ -97,7 +100,7 @@ def fit(
     with (folder / f"{name}.log").open("a") as log:
         for step, batch in zip(range(first, steps), batches(make, first, steps, workers), strict=True):
             for group in (g for optimizer in optimizers for g in optimizer.param_groups):
-                group["lr"] = group["peak"] * schedule(step, steps, warmup)
+                group["lr"] = group["peak"] * schedule(step, horizon or steps, warmup)
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 losses = loss_of(batch, step)
             for param in params:
@@ -117,18 +120,24 @@ def fit(
                 log.flush()
                 bar.set_postfix_str(f"loss {means['loss']:.3f}")
             if time.monotonic() - saved > every_seconds or done == steps:
-                save(path, {"parts": {k: p.state_dict() for k, p in parts.items()}, "optimizers": [o.state_dict() for o in optimizers], "step": done})
+                weights = {k: p.state_dict() for k, p in parts.items()}
+                save(path, {"parts": weights, "optimizers": [o.state_dict() for o in optimizers], "step": done})
                 saved = time.monotonic()
     bar.close()
 
 
-def optimizers_of(parts: dict[str, nn.Module], lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside blocks, AdamW for embeddings, read-outs and vectors."""
+def optimizers_of(
+    parts: dict[str, nn.Module], lr: float, weight_decay: float, muon: bool
+) -> list[torch.optim.Optimizer]:
+    """Returns Muon for the matrices inside blocks and AdamW for embeddings, read-outs and vectors, or AdamW alone."""
     named = {id(p): (f"{key}.{name}", p) for key, part in parts.items() for name, p in part.named_parameters()}
-    inner = [p for name, p in named.values() if p.requires_grad and p.ndim == 2 and ".layers." in name]
+    inner = [p for name, p in named.values() if muon and p.requires_grad and p.ndim == 2 and ".layers." in name]
     held = {id(p) for p in inner}
     outer = [p for _, p in named.values() if p.requires_grad and id(p) not in held]
-    muon = torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    out: list[torch.optim.Optimizer] = []
+    if inner:
+        options: dict[str, Any] = {"momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+        out.append(torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, **options))
     adam = torch.optim.AdamW(
         [
             {"params": [p for p in outer if p.ndim > 1], "weight_decay": weight_decay},
@@ -136,13 +145,14 @@ def optimizers_of(parts: dict[str, nn.Module], lr: float, weight_decay: float) -
         ],
         lr=lr, betas=(0.9, 0.98),
     )  # fmt: skip
-    for group in (g for optimizer in (muon, adam) for g in optimizer.param_groups):
+    out.append(adam)
+    for group in (g for optimizer in out for g in optimizer.param_groups):
         group["peak"] = group["lr"]
-    return [muon, adam]
+    return out
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes a checkpoint whole or not at all."""
     partial = path.with_suffix(".part")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)

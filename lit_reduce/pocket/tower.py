@@ -39,7 +39,7 @@ class Heads(nn.Module):
 
 
 def small_attention(
-    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float = 1.0, **_: Any
+    _module: nn.Module, q: Tensor, k: Tensor, v: Tensor, _mask: Tensor | None, scaling: float = 1.0, **_: Any
 ) -> tuple[Tensor, None]:
     """Plain attention for short windows, where it trains 1.7x faster on CPUs than the fused kernel."""
     weights = ((q * scaling) @ k.transpose(-1, -2)).float().softmax(-1).to(v.dtype)
@@ -72,7 +72,7 @@ def cls_labels(scene: Scene) -> np.ndarray:
     return out
 
 
-def window_batch(step: int, scenes: int = 16, each: int = 8) -> dict[str, Tensor]:
+def window_batch(step: int, scenes: int = 8, each: int = 8) -> dict[str, Tensor]:
     """Makes a batch of 6 x 6-patch windows, most of them around a thing, those with print three times as often."""
     cells = np.arange(WINDOW)
     out: dict[str, list[np.ndarray]] = {}
@@ -155,7 +155,9 @@ def whiten(model: LlavaForConditionalGeneration, scenes: int = 64, floor: float 
     stem.copy_(0.5 * top.T.reshape(stem.shape).float())
 
 
-def window_loss(model: LlavaForConditionalGeneration, heads: Heads, device: torch.device) -> Callable[[Any, int], Losses]:
+def window_loss(
+    model: LlavaForConditionalGeneration, heads: Heads, device: torch.device
+) -> Callable[[Any, int], Losses]:
     """Returns the loss of a window batch."""
 
     def loss_of(batch: dict[str, Tensor], _: int) -> Losses:
@@ -173,7 +175,9 @@ def picture_hidden(model: LlavaForConditionalGeneration, pictures: Tensor) -> Te
 
 
 @torch.no_grad()
-def validate(model: LlavaForConditionalGeneration, heads: Heads, device: torch.device, pictures: int = 64) -> dict[str, float]:
+def validate(
+    model: LlavaForConditionalGeneration, heads: Heads, device: torch.device, pictures: int = 64
+) -> dict[str, float]:
     """Returns the field accuracies on whole validation pictures."""
     sums: dict[str, float] = {}
     for step in range(pictures // 16):

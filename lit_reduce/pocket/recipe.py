@@ -1,0 +1,152 @@
+"""Makes pocket from nothing: ``python -m lit_reduce.pocket.recipe``; killed, it goes on when started again.
+
+1. ``windows``: the tower learns what patches show, on 6 x 6-patch windows.
+2. ``language``: the decoder learns to answer, on symbolic scenes of growing size. Independent of 1.
+3. ``project``: the tower moves on to whole pictures, and the projector learns to say in words what it sees.
+4. ``connect``: everything learns to answer together, easy-VQA included; at the end with all 576 tokens in view.
+5. ``export``: plain Hugging Face files.
+"""
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_reduce.console import run
+from lit_reduce.errors import UserError
+from lit_reduce.pocket.connect import connect_loss, project_loss, question_batch
+from lit_reduce.pocket.export import export
+from lit_reduce.pocket.language import Symbols, symbolic_batch, symbolic_loss
+from lit_reduce.pocket.loop import fit
+from lit_reduce.pocket.model import build_model
+from lit_reduce.pocket.tower import Heads, picture_batch, validate, whiten, window_batch, window_loss
+from lit_reduce.settings import configs_dir, resolve
+
+STAGES = ("windows", "language", "project", "connect", "export")
+
+
+@dataclass
+class RecipeSettings:
+    """Settings of the recipe; configs/pocket.yaml explains each."""
+
+    output: str = "outputs/pocket"
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 1
+    windows_steps: int = 2716
+    windows_horizon: int = 3500
+    windows_rate: float = 2e-3
+    language_steps: int = 2000
+    language_horizon: int = 4000
+    language_rate: float = 1e-3
+    project_steps: int = 600
+    project_rate: float = 1e-3
+    connect_steps: int = 1200
+    whole_from: int = 900
+    connect_rate: float = 5e-4
+
+
+def lesson(step: int) -> dict[str, Tensor]:
+    """The curriculum of stage 2: one family on 3 things, then three on 5, then all families on whole scenes."""
+    if step < 300:
+        return symbolic_batch(step, scenes=16, families=1, things=3, seen=12, turns=6)
+    if step < 900:
+        return symbolic_batch(step, scenes=16, families=3, things=5, seen=20, turns=8)
+    return symbolic_batch(step, scenes=16, seen=64, turns=14)
+
+
+def make(chosen: RecipeSettings) -> None:
+    """Runs the chosen stages, each from where it was.
+
+    Raises:
+        UserError: An unknown stage, or one whose predecessor has not been run.
+    """
+    if wrong := [s for s in chosen.stages if s not in STAGES]:
+        raise UserError(f"stages={wrong}: use {', '.join(STAGES)}")
+    keep_memory()
+    folder = Path(chosen.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = (
+        torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if chosen.device == "auto"
+        else torch.device(chosen.device)
+    )
+    model = build_model(chosen.seed).to(device)
+    heads = Heads(model.config.vision_config.hidden_size).to(device)
+    symbols = Symbols(model.get_input_embeddings()).to(device)
+    tower, llm, projector = model.model.vision_tower, model.model.language_model, model.model.multi_modal_projector
+    sees = {"tower": tower, "heads": heads}
+    speaks = {"llm": llm, "symbols": symbols}
+    go: Callable[..., None] = partial(fit, folder=folder, device=device, workers=chosen.workers)
+    watch = partial(_watch, model, heads, device)
+    if "windows" in chosen.stages:
+        whiten(model)
+        go("windows", sees, window_batch, window_loss(model, heads, device), steps=chosen.windows_steps,
+           lr=chosen.windows_rate, horizon=chosen.windows_horizon, on_log=watch)  # fmt: skip
+    if "language" in chosen.stages:
+        go("language", speaks, lesson, symbolic_loss(model, symbols, device), steps=chosen.language_steps,
+           lr=chosen.language_rate, horizon=chosen.language_horizon, warmup=50, muon=False)  # fmt: skip
+    everything = sees | speaks | {"projector": projector}
+    if "project" in chosen.stages:
+        _continue(folder, "windows", sees)
+        _continue(folder, "language", speaks)
+        for part in speaks.values():
+            part.requires_grad_(False)
+        go("project", sees | {"projector": projector}, partial(picture_batch, scenes=8),
+           project_loss(model, heads, symbols, device), steps=chosen.project_steps, lr=chosen.project_rate,
+           on_log=watch)  # fmt: skip
+        for part in speaks.values():
+            part.requires_grad_(True)
+    if "connect" in chosen.stages:
+        _continue(folder, "language", speaks)
+        _continue(folder, "project", sees | {"projector": projector})
+        go("connect", everything, partial(lecture, whole_from=chosen.whole_from),
+           connect_loss(model, heads, symbols, device, easy=1), steps=chosen.connect_steps,
+           lr=chosen.connect_rate)  # fmt: skip
+    if "export" in chosen.stages:
+        _continue(folder, "connect", everything)
+        export(model, folder / "pocket")
+
+
+def lecture(step: int, whole_from: int) -> dict[str, Tensor]:
+    """The pictures of stage 4: parts of them until ``whole_from``, then all 576 tokens."""
+    return question_batch(step, scenes=5, easy=1, **({"shown": None} if step >= whole_from else {}))
+
+
+def _watch(model: Any, heads: Heads, device: torch.device, _: int) -> dict[str, float]:
+    return validate(model, heads, device, 32)
+
+
+def _continue(folder: Path, stage: str, parts: dict[str, nn.Module]) -> None:
+    path = folder / f"{stage}.pt"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run the stage {stage} first")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["parts"]
+    for key, part in parts.items():
+        part.load_state_dict(state[key])
+
+
+def keep_memory() -> None:
+    """Tells glibc to reuse freed memory: each training step frees and takes large blocks, and page faults cost more."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):
+        return  # not glibc
+
+
+def main(argv: Sequence[str]) -> None:
+    """Resolves the settings and runs the recipe."""
+    make(resolve(RecipeSettings, argv, configs_dir(), "pocket"))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

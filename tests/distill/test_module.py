@@ -1,0 +1,256 @@
+"""Training with the Trainer: what moves, what is saved, and that a killed run ends where an uninterrupted one does."""
+
+import csv
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_reduce.backbones import Backbone
+from lit_reduce.data.groups import Group
+from lit_reduce.distill.callbacks import MovingAverage
+from lit_reduce.distill.data import budget_of
+from lit_reduce.distill.module import Distiller
+from lit_reduce.distill.teacher import Teacher
+from lit_reduce.distill.train import fit
+from lit_reduce.reducer import Reducer
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+class Pooling(Reducer):
+    """A resampler without scores: learned weights mix the tokens of each run of neighbours."""
+
+    name, kind, trained = "pooling", "resample", True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(36))
+        self.register_buffer("calls", torch.tensor(3))
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        owner = torch.arange(tokens.count) * keep // tokens.count
+        mix = torch.zeros(keep, tokens.count).index_put((owner, torch.arange(tokens.count)), self.weight.exp())
+        features = (mix / mix.sum(1, keepdim=True)) @ tokens.features
+        anchors = torch.tensor([int((owner == k).nonzero()[0]) for k in range(keep)])
+        return Reduction(anchors.expand(len(features), -1), features=features)
+
+
+def run(tiny: Backbone, teacher: Teacher, groups: list[Group], make: Any, chosen: Any, reducer: Reducer) -> Any:
+    return fit(chosen, tiny.model, reducer, make.data(teacher, groups, chosen), Path(chosen.output))
+
+
+def fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, x in sorted(model.state_dict().items()):
+        digest.update(name.encode() + x.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def logged(folder: Path) -> dict[tuple[int, str], float]:
+    with (folder / "log" / "metrics.csv").open() as file:
+        return {
+            (int(row["step"]), name): float(value)
+            for row in csv.DictReader(file)
+            for name, value in row.items()
+            if value and name not in ("step", "epoch")
+        }
+
+
+def test_a_killed_run_resumes_exactly(
+    tiny: Backbone, teacher: Teacher, groups: list[Group], make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: dict[str, dict[int, float]] = {"whole": {}, "killed": {}, "resumed": {}}
+    real, state = Distiller.training_step, {"run": "whole", "die": -1}
+
+    def watched(self: Distiller, batch: Any, index: int) -> Tensor:
+        if batch.step == state["die"]:
+            raise InterruptedError
+        loss = real(self, batch, index)
+        losses[state["run"]][batch.step] = float(loss.detach())
+        return loss
+
+    monkeypatch.setattr(Distiller, "training_step", watched)
+    before, whole = fingerprint(tiny.model), make.reducer()
+    start = {name: x.clone() for name, x in whole.state_dict().items()}
+    trainer, average = run(tiny, teacher, groups, make, make.settings(tmp_path / "a"), whole)
+    assert trainer.global_step == 10
+
+    state.update(run="killed", die=8)
+    with pytest.raises(InterruptedError):
+        run(tiny, teacher, groups, make, make.settings(tmp_path / "b"), make.reducer())
+    state.update(run="resumed", die=-1)
+    resumed = make.reducer()
+    for weight in resumed.parameters():
+        nn.init.zeros_(weight)  # everything must come from the checkpoint
+    _, again = run(tiny, teacher, groups, make, make.settings(tmp_path / "b"), resumed)
+
+    assert sorted(losses["whole"]) == list(range(10))
+    assert sorted(losses["killed"]) == list(range(8))
+    assert sorted(losses["resumed"]) == [6, 7, 8, 9]  # the last checkpoint was after six steps
+    assert {**losses["killed"], **losses["resumed"]} == losses["whole"]
+    assert logged(tmp_path / "b") == logged(tmp_path / "a")
+    assert {step for step, name in logged(tmp_path / "b") if name == "train/loss"} == {4, 9}
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], weight), name
+        assert torch.equal(again.average[name], average.average[name]), name
+    moved = [name for name, x in whole.state_dict().items() if not torch.equal(x, start[name])]
+    assert set(moved) >= {name for name, _ in whole.named_parameters()} - {"leave.1.bias"}
+
+    # Invariant 5: the backbone's bytes never change, and nothing of it is in the checkpoint.
+    assert fingerprint(tiny.model) == before
+    assert all(weight.grad is None and not weight.requires_grad for weight in tiny.model.parameters())
+    saved = torch.load(tmp_path / "a" / "last.ckpt", weights_only=False)["state_dict"]
+    assert set(saved) == {f"reducer.{name}" for name in whole.state_dict()}
+
+
+def test_a_finished_run_started_again_keeps_weights_and_average(
+    tiny: Backbone, teacher: Teacher, groups: list[Group], make: Any, tmp_path: Path
+) -> None:
+    chosen = make.settings(tmp_path, steps=3, guide_steps=1, val_every=3)
+    reducer, again = make.reducer(), make.reducer()
+    _, average = run(tiny, teacher, groups, make, chosen, reducer)
+    _, same = run(tiny, teacher, groups, make, chosen, again)
+    for name, weight in reducer.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
+        assert torch.equal(same.average[name], average.average[name])
+
+
+def test_a_reducer_without_scores_learns_from_the_answers(
+    tiny: Backbone, teacher: Teacher, groups: list[Group], make: Any, tmp_path: Path
+) -> None:
+    reducer = Pooling()
+    chosen = make.settings(tmp_path, val_every=10)
+    run(tiny, teacher, groups, make, chosen, reducer)
+    assert (reducer.weight != 0).all()
+    data = make.data(teacher, groups, chosen)
+    module = Distiller(tiny.model, reducer, chosen)
+    assert set(module.losses(data.batch(0))) == {"loss", "kl", "ce"}  # there is no stage 1
+    assert all(weight.grad is None for weight in tiny.model.parameters())
+
+
+def test_training_lowers_the_loss_of_each_stage(
+    tiny: Backbone, teacher: Teacher, groups: list[Group], make: Any, tmp_path: Path
+) -> None:
+    chosen = make.settings(tmp_path, budgets=[6, 6], steps=30)
+    data, reducer = make.data(teacher, groups, chosen), make.reducer()
+    module = Distiller(tiny.model, reducer, chosen)
+    optimizer = torch.optim.Adam(reducer.parameters(), lr=1e-2)
+    for step in (0, chosen.guide_steps):  # one batch of stage 1, then one of stage 2, again and again
+        batch, seen = data.batch(step), []
+        for _ in range(12):
+            losses = module.losses(batch)
+            assert float(losses["loss"]) == pytest.approx(weighted(losses, chosen, step), rel=1e-5)
+            optimizer.zero_grad()
+            losses["loss"].backward()
+            optimizer.step()
+            seen.append(float(losses["loss"].detach()))
+        assert min(seen[-3:]) < seen[0] - 0.1
+
+
+def weighted(losses: dict[str, Tensor], chosen: Any, step: int) -> float:
+    rank = losses["rank"] + chosen.loss.hinge * losses["hinge"]
+    if step < chosen.guide_steps:
+        assert set(losses) == {"loss", "rank", "hinge"}
+        return float(rank)
+    assert step == chosen.guide_steps  # where the ranking has its first weight
+    return float(chosen.loss.kl * losses["kl"] + chosen.loss.ce * losses["ce"] + chosen.loss.rank_first * rank)
+
+
+def test_validation_at_the_full_count_is_the_teacher(
+    tiny: Backbone, teacher: Teacher, groups: list[Group], make: Any, tmp_path: Path
+) -> None:
+    chosen = make.settings(tmp_path, steps=2, val_every=2, val_budgets=[36, 1], guide_steps=2)
+    run(tiny, teacher, groups, make, chosen, make.reducer())
+    found = {name: value for (_, name), value in logged(tmp_path).items() if name.startswith("val/")}
+    assert found["val/agreement_36"] == 1
+    assert found["val/kl_36"] < 1e-3 < found["val/kl_1"]
+    assert (found["val/kept_36"], found["val/kept_1"]) == (36, 1)
+    assert found["val/accuracy_36"] == 0  # the answers of the test are not what this backbone would say
+    assert found["val/accuracy"] == (found["val/accuracy_36"] + found["val/accuracy_1"]) / 2
+
+
+def test_accuracy_needs_every_token_right(tiny: Backbone, teacher: Teacher, groups: list[Group], make: Any) -> None:
+    plain = teacher.outputs(groups[0])
+    best = plain["top_ids"][:, 0]
+    chosen = make.settings(Path("unused"), val_budgets=[36])
+    module = Distiller(tiny.model, make.reducer(), chosen)
+    data = make.data(teacher, groups, chosen)
+    batch = next(iter(data.val_dataloader()))
+    assert len(batch.ids) == 3
+    batch = data.batch(0)
+    answers = (batch.labels >= 0).nonzero()
+    for row in range(len(batch.ids)):
+        spots = answers[:, 0] == row
+        batch.top_ids[spots, 0] = batch.labels[answers[spots, 0], answers[spots, 1]] if row == 0 else best[0]
+    module.validation_step(batch, 0)
+    right = module.measures["agreement_36"].compute() * len(batch.ids)
+    said = torch.stack([(batch.top_ids[answers[:, 0] == r, 0] == said_by(tiny, batch)[r]).all() for r in range(4)])
+    assert float(right) == pytest.approx(float(said.sum()))
+
+
+def said_by(tiny: Backbone, batch: Any) -> list[Tensor]:
+    """The most likely word at each answer position of each row, from all tokens."""
+    from lit_reduce.runtime.decoder import run_decoder
+
+    with torch.no_grad():
+        logits = run_decoder(tiny.model, {"input_ids": batch.ids, "attention_mask": batch.mask}, batch.features)
+    best = logits.argmax(-1)[:, :-1]
+    return [best[row][batch.labels[row, 1:] >= 0] for row in range(len(batch.ids))]
+
+
+def test_budgets_are_spread_evenly_on_a_log_scale_and_repeat() -> None:
+    drawn = [budget_of(step, 0, [192, 16, 64]) for step in range(800)]
+    assert drawn == [budget_of(step, 0, [16, 192]) for step in range(800)]
+    assert drawn != [budget_of(step, 1, [16, 192]) for step in range(800)]
+    assert (min(drawn), max(drawn)) == (16, 192)
+    middle = sum(k < (16 * 192) ** 0.5 for k in drawn)
+    assert abs(middle - 400) < 60
+    assert {budget_of(step, 0, [32]) for step in range(20)} == {32}
+
+
+def test_batches_are_a_function_of_the_step_and_visit_every_picture(
+    teacher: Teacher, groups: list[Group], make: Any
+) -> None:
+    chosen = make.settings(Path("unused"), pictures=1, turns=2)
+    data = make.data(teacher, groups, chosen)
+    assert torch.equal(data.batch(5).ids, make.data(teacher, groups, chosen).batch(5).ids)
+    features = [teacher.outputs(group)["features"].float() for group in groups]
+    for epoch in range(4):
+        seen = {
+            next(i for i in range(3) if torch.equal(data.batch(2 * epoch + k).features[0], features[i])) for k in (0, 1)
+        }
+        assert seen == {0, 1}  # the third picture is for validation
+    # Two processes of one picture share the batch of one process with two.
+    double = make.data(teacher, groups, make.settings(Path("unused"), pictures=2, turns=2))
+    for step in range(3):
+        shares = torch.cat([data.batch(step, rank, 2).guide for rank in (0, 1)])
+        assert torch.equal(shares, double.batch(step).guide)
+
+
+def test_the_average_forgets_the_start_and_is_what_validation_sees() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reducer = nn.Linear(1, 1, bias=False)
+
+    class Step:
+        global_step = 0
+
+    average, module, expected = MovingAverage(0.5), Holder(), None
+    for step, value in enumerate((1.0, 3.0, 2.0, 8.0, 8.0), start=1):
+        Step.global_step = step
+        module.reducer.weight.data.fill_(value)
+        average.on_train_batch_end(Step, module, None, None, 0)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+    assert float(average.average["weight"]) == pytest.approx(expected)
+    average.on_validation_start(Step, module)
+    assert float(module.reducer.weight) == pytest.approx(expected)
+    average.on_validation_end(Step, module)
+    assert float(module.reducer.weight) == 8
+    other = MovingAverage(0.5)
+    other.load_state_dict(average.state_dict())
+    assert torch.equal(other.average["weight"], average.average["weight"])
