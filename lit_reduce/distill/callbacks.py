@@ -25,7 +25,10 @@ class MovingAverage(Callback):
         with torch.no_grad():
             for name, x in pl_module.reducer.state_dict().items():
                 old = self.average.get(name)
-                self.average[name] = x.detach().clone() if old is None else old.to(x.device).lerp_(x, 1 - decay)
+                if old is None or not x.is_floating_point():  # counters and indices have no mean
+                    self.average[name] = x.detach().clone()
+                else:
+                    self.average[name] = old.to(x.device).lerp_(x, 1 - decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Puts the average in place."""

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from lightning import Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from tqdm import tqdm
 
@@ -16,6 +18,7 @@ from lit_reduce.data.groups import Group, group_rows
 from lit_reduce.data.jsonl import Row, read_rows
 from lit_reduce.distill.callbacks import MovingAverage
 from lit_reduce.distill.data import DistillData
+from lit_reduce.distill.logs import LOGGERS
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.teacher import Teacher
@@ -43,6 +46,11 @@ def train(chosen: TrainSettings) -> None:
     check_writable(output / "table.json")
     seed_everything(chosen.seed, verbose=False)
     backbone = load(chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision)
+    total = backbone.identity.tokens
+    if max(chosen.val_budgets) > total:
+        raise UserError(
+            f"val_budgets={chosen.val_budgets}: a picture has {total} visual tokens here; give at most {total}"
+        )
     reducer = fresh_reducer(chosen, backbone)
     groups, val_groups = training_groups(chosen)
     files.save(chosen, output / "settings.yaml")
@@ -79,8 +87,10 @@ def check(chosen: TrainSettings) -> None:
             raise UserError(f"{name}={getattr(chosen, name)}: give 1 or more")
     if not chosen.budgets or min(chosen.budgets) < 1:
         raise UserError(f"budgets={chosen.budgets}: give the smallest and the largest count of tokens to train for")
-    if not chosen.val_budgets:
-        raise UserError("val_budgets=[]: give one count of tokens or more")
+    if not chosen.val_budgets or min(chosen.val_budgets) < 1:
+        raise UserError(f"val_budgets={chosen.val_budgets}: give one count of tokens or more, each at least 1")
+    if chosen.table_budgets and min(chosen.table_budgets) < 1:
+        raise UserError(f"table_budgets={chosen.table_budgets}: give counts of at least 1")
     if chosen.tau <= 0 or chosen.candidates < 1:
         raise UserError(f"tau={chosen.tau}, candidates={chosen.candidates}: tau must be above 0, candidates at least 1")
     if chosen.guide_rows not in ("text", "answer"):
@@ -141,24 +151,39 @@ def fit(
     callbacks: list[Any] = [average, last]
     if chosen.patience is not None:
         callbacks.append(EarlyStopping("val/accuracy", mode="max", patience=chosen.patience))
-    trainer = Trainer(
-        max_steps=chosen.steps, val_check_interval=chosen.val_every, check_val_every_n_epoch=None,
-        accelerator="cpu" if model.device.type == "cpu" else chosen.accelerator, devices=chosen.devices,
-        strategy="ddp" if chosen.devices > 1 else "auto", precision=chosen.precision,  # type: ignore[arg-type]
-        gradient_clip_val=chosen.clip or None, logger=LOGGERS[chosen.logger](output), callbacks=callbacks,
-        num_sanity_val_steps=0, log_every_n_steps=5, enable_model_summary=False, use_distributed_sampler=False,
-        default_root_dir=output,
-    )  # fmt: skip
-    checkpoint = output / "last.ckpt"
     try:
-        trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None)
-    except (RuntimeError, EOFError) as error:
-        if checkpoint.is_file() and "state_dict" in str(error):
-            raise UserError(f"{checkpoint} is of another reducer: give another output, or remove it") from error
-        raise
+        trainer = Trainer(
+            max_steps=chosen.steps, val_check_interval=chosen.val_every, check_val_every_n_epoch=None,
+            accelerator="cpu" if model.device.type == "cpu" else chosen.accelerator, devices=chosen.devices,
+            strategy="ddp" if chosen.devices > 1 else "auto", precision=chosen.precision,  # type: ignore[arg-type]
+            gradient_clip_val=chosen.clip or None, logger=LOGGERS[chosen.logger](output), callbacks=callbacks,
+            num_sanity_val_steps=0, log_every_n_steps=5, enable_model_summary=False, use_distributed_sampler=False,
+            default_root_dir=output,
+        )  # fmt: skip
+    except (ValueError, MisconfigurationException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"precision={chosen.precision} accelerator={chosen.accelerator} cannot be used: {reason}"
+        ) from error
+    checkpoint = output / "last.ckpt"
+    check_checkpoint(checkpoint, module)
+    trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
     return trainer, average
+
+
+def check_checkpoint(path: Path, module: Distiller) -> None:
+    """Refuses a checkpoint that cannot be resumed from, before anything is done with it."""
+    if not path.is_file():
+        return
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
+        raise UserError(f"{path} is damaged and cannot be resumed from: remove it, or give another output") from error
+    own = module.state_dict()
+    if {name: x.shape for name, x in saved.items()} != {name: x.shape for name, x in own.items()}:
+        raise UserError(f"{path} is of another reducer: give another output, or remove it")
 
 
 def compare(chosen: TrainSettings, backbone: Backbone, reducer: Reducer) -> Results:
@@ -219,33 +244,3 @@ def notes(chosen: TrainSettings, results: Results) -> str:
 
 def _cache(chosen: TrainSettings) -> Path | None:
     return None if chosen.data.cache is None else Path(chosen.data.cache)
-
-
-def _csv(folder: Path) -> Any:
-    from lightning.pytorch.loggers import CSVLogger
-
-    return CSVLogger(folder, name="log", version="")
-
-
-def _tensorboard(folder: Path) -> Any:
-    _needs("tensorboard")
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    return TensorBoardLogger(folder, name="log", version="")
-
-
-def _wandb(folder: Path) -> Any:
-    _needs("wandb")
-    from lightning.pytorch.loggers import WandbLogger
-
-    return WandbLogger(save_dir=folder, project="lit_reduce")
-
-
-def _needs(package: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise UserError(f"the logger {package} is not installed: pip install 'lit-reduce[loggers]'")
-
-
-LOGGERS = {"csv": _csv, "tensorboard": _tensorboard, "wandb": _wandb}

@@ -131,32 +131,34 @@ def test_a_reducer_without_scores_learns_from_the_answers(
     assert all(weight.grad is None for weight in tiny.model.parameters())
 
 
-def test_training_lowers_the_loss_of_each_stage(
+def test_the_loss_of_each_stage_and_its_way_down(
     tiny: Backbone, teacher: Teacher, groups: list[Group], make: Any, tmp_path: Path
 ) -> None:
     chosen = make.settings(tmp_path, budgets=[6, 6], steps=30)
     data, reducer = make.data(teacher, groups, chosen), make.reducer()
     module = Distiller(tiny.model, reducer, chosen)
     optimizer = torch.optim.Adam(reducer.parameters(), lr=1e-2)
-    for step in (0, chosen.guide_steps):  # one batch of stage 1, then one of stage 2, again and again
-        batch, seen = data.batch(step), []
-        for _ in range(12):
-            losses = module.losses(batch)
+    batch, seen = data.batch(0), []
+    for _ in range(12):
+        losses = module.losses(batch)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        seen.append(float(losses["loss"].detach()))
+    assert seen[-1] < seen[0] - 0.1
+    with torch.no_grad():
+        for step in (0, 3, 4, 17, 29):
+            losses = module.losses(data.batch(step))
             assert float(losses["loss"]) == pytest.approx(weighted(losses, chosen, step), rel=1e-5)
-            optimizer.zero_grad()
-            losses["loss"].backward()
-            optimizer.step()
-            seen.append(float(losses["loss"].detach()))
-        assert min(seen[-3:]) < seen[0] - 0.1
 
 
 def weighted(losses: dict[str, Tensor], chosen: Any, step: int) -> float:
-    rank = losses["rank"] + chosen.loss.hinge * losses["hinge"]
-    if step < chosen.guide_steps:
+    rank = float(losses["rank"] + chosen.loss.hinge * losses["hinge"])
+    if step < 4:
         assert set(losses) == {"loss", "rank", "hinge"}
-        return float(rank)
-    assert step == chosen.guide_steps  # where the ranking has its first weight
-    return float(chosen.loss.kl * losses["kl"] + chosen.loss.ce * losses["ce"] + chosen.loss.rank_first * rank)
+        return rank
+    share = 2.0 + (0.2 - 2.0) * (step - 4) / 26
+    return float(losses["kl"] + 0.5 * losses["ce"]) + share * rank
 
 
 def test_validation_at_the_full_count_is_the_teacher(
@@ -205,7 +207,7 @@ def test_budgets_are_spread_evenly_on_a_log_scale_and_repeat() -> None:
     drawn = [budget_of(step, 0, [192, 16, 64]) for step in range(800)]
     assert drawn == [budget_of(step, 0, [16, 192]) for step in range(800)]
     assert drawn != [budget_of(step, 1, [16, 192]) for step in range(800)]
-    assert (min(drawn), max(drawn)) == (16, 192)
+    assert 16 <= min(drawn) <= 17 < 186 <= max(drawn) <= 192
     middle = sum(k < (16 * 192) ** 0.5 for k in drawn)
     assert abs(middle - 400) < 60
     assert {budget_of(step, 0, [32]) for step in range(20)} == {32}
@@ -248,9 +250,9 @@ def test_the_average_forgets_the_start_and_is_what_validation_sees() -> None:
         expected = value if expected is None else decay * expected + (1 - decay) * value
     assert float(average.average["weight"]) == pytest.approx(expected)
     average.on_validation_start(Step, module)
-    assert float(module.reducer.weight) == pytest.approx(expected)
+    assert float(module.reducer.weight.detach()) == pytest.approx(expected)
     average.on_validation_end(Step, module)
-    assert float(module.reducer.weight) == 8
+    assert float(module.reducer.weight.detach()) == 8
     other = MovingAverage(0.5)
     other.load_state_dict(average.state_dict())
     assert torch.equal(other.average["weight"], average.average["weight"])
