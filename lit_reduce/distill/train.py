@@ -1,6 +1,7 @@
 """``train``: from settings to an exported plug-in and a table that compares it with the yardsticks."""
 
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -167,7 +168,10 @@ def fit(
         ) from error
     checkpoint = output / "last.ckpt"
     check_checkpoint(checkpoint, module)
-    trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None)
+    with warnings.catch_warnings():
+        for notice in ("Checkpoint directory", "Experiment logs directory"):  # not empty: that is how runs go on
+            warnings.filterwarnings("ignore", message=notice)
+        trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
     return trainer, average

@@ -49,7 +49,8 @@ class CoViPAL(ScoringReducer):
         self.normal = nn.RMSNorm(size, eps=1e-6)
         self.kinds = nn.Parameter(torch.zeros(2, width))
         self.blocks = nn.ModuleList(Block(width, self.config.heads) for _ in range(self.config.layers))
-        self.leave = nn.Sequential(nn.RMSNorm(width, eps=1e-6), nn.Linear(width, 1))
+        # No bias: it would raise all scores alike, which no ranking notices.
+        self.leave = nn.Sequential(nn.RMSNorm(width, eps=1e-6), nn.Linear(width, 1, bias=False))
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Scores ``[B, N]``, higher is kept; padding of the prompt has no influence."""

@@ -1,0 +1,131 @@
+"""``train`` end to end on the tiny backbone: from a JSON-lines file to a plug-in that predicts, and what it refuses."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lit_reduce.distill.settings import DataSettings, TrainSettings
+from lit_reduce.distill.train import train
+from lit_reduce.errors import UserError
+from lit_reduce.evaluate.answer import PredictSettings, predict
+from lit_reduce.plugin import load_plugin
+from lit_reduce.settings import BackboneSettings, ReducerSettings
+
+
+@pytest.fixture
+def chosen(tiny_folder: Path, tmp_path: Path) -> TrainSettings:
+    """Four small pictures, one to validate on; half of the questions have no answer."""
+    generator = torch.Generator().manual_seed(4)
+    for i in range(4):
+        pixels = torch.randint(0, 256, (24 + 6 * i, 30, 3), generator=generator).byte().numpy()
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    rows = [{"image": f"{i}.png", "prompt": prompt} for i in range(4) for prompt in ("what is red ?", "is it big ?")]
+    for row in rows[::2]:
+        row["answer"] = "w40 w41"
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::2]))
+    data = DataSettings(str(tmp_path / "train.jsonl"), test=str(tmp_path / "test.jsonl"), cache=str(tmp_path / "cache"))
+    options = {"width": 16, "heads": 2, "layers": 1}
+    return TrainSettings(
+        BackboneSettings(str(tiny_folder)), ReducerSettings("covipal", options), data, output=str(tmp_path / "out"),
+        budgets=[4, 12], val_budgets=[6], steps=4, guide_steps=2, pictures=2, turns=2, warmup=1, val_every=4,
+        save_every=2, accelerator="cpu", table_budgets=[192, 9, 4], yardsticks=["grid"], table_batch=4, runs=1,
+    )  # fmt: skip
+
+
+def test_from_questions_to_a_plug_in_that_predicts(
+    chosen: TrainSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(chosen)
+    said, out = capsys.readouterr().out, tmp_path / "out"
+    assert "| grid |" in said.replace("  ", " ") or "grid" in said
+    table = json.loads((out / "table.json").read_text())
+    found = {(e["reducer"], e["keep"]) for e in table["scores"]}
+    assert found == {("all tokens", None), *((name, k) for name in ("covipal", "grid") for k in (9, 4))}
+    assert all((out / name).is_file() for name in ("table.md", "table.png", "settings.yaml", "last.ckpt"))
+    assert "width: 16" in (out / "settings.yaml").read_text()
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 4
+
+    assert sorted(path.name for path in (out / "plugin").iterdir()) == [
+        "README.md", "reducer.safetensors", "reducer_config.json",
+    ]  # fmt: skip
+    reducer, config = load_plugin(out / "plugin")
+    assert (config.reducer, config.budgets, config.positions) == ("covipal", [4, 12], "keep")
+    assert config.options == {"hidden_size": 32, "width": 16, "heads": 2, "layers": 1}
+    assert set(config.metrics["accuracy"]) == {"all", "9", "4"}
+    # What is exported is the moving average of the last step, to the bit.
+    saved = torch.load(out / "last.ckpt", weights_only=True)
+    (average,) = [state["average"] for name, state in saved["callbacks"].items() if "MovingAverage" in name]
+    for name, weight in reducer.state_dict().items():
+        assert torch.equal(weight, average[name])
+    assert any(not torch.equal(average[name], saved["state_dict"][f"reducer.{name}"]) for name in average)
+
+    ask = PredictSettings(
+        chosen.backbone, ReducerSettings(str(out / "plugin")), keep=9, image=str(tmp_path / "0.png"),
+        prompt="what is red ?", json=True, max_new_tokens=2, runs=1,
+    )  # fmt: skip
+    predict(ask)
+    answered = json.loads(capsys.readouterr().out)
+    assert (answered["visual_tokens"], answered["kept_tokens"]) == (36, 9)
+
+
+BAD: dict[str, tuple[Callable[[TrainSettings, Path], Any], str]] = {
+    "no steps": (lambda s, _: replace(s, steps=0), "steps=0"),
+    "no budget": (lambda s, _: replace(s, budgets=[]), "budgets="),
+    "a budget of nothing": (lambda s, _: replace(s, budgets=[0, 4]), "budgets="),
+    "no validation budget": (lambda s, _: replace(s, val_budgets=[]), "val_budgets"),
+    "a validation budget of nothing": (lambda s, _: replace(s, val_budgets=[0]), "val_budgets"),
+    "a validation budget above the count": (lambda s, _: replace(s, val_budgets=[64]), "36 visual tokens"),
+    "a table budget of nothing": (lambda s, _: replace(s, table_budgets=[0]), "table_budgets"),
+    "a hard gate": (lambda s, _: replace(s, tau=0.0), "tau"),
+    "unknown rows": (lambda s, _: replace(s, guide_rows="image"), "guide_rows=image"),
+    "unknown positions": (lambda s, _: replace(s, positions="new"), "positions=new"),
+    "unknown logger": (lambda s, _: replace(s, logger="paper"), "logger=paper"),
+    "unknown precision": (lambda s, _: replace(s, precision="31"), "precision=31"),
+    "a layer too many": (lambda s, _: replace(s, guide_layers=[5]), "layers 0 to 4"),
+    "nothing to train": (lambda s, _: replace(s, reducer=ReducerSettings("grid")), "nothing to train"),
+    "a misspelt reducer": (lambda s, _: replace(s, reducer=ReducerSettings("covipol")), "did you mean 'covipal'"),
+    "a misspelt option": (
+        lambda s, _: replace(s, reducer=ReducerSettings("covipal", {"widht": 3})), "did you mean 'width'",
+    ),
+    "heads that do not divide": (
+        lambda s, _: replace(s, reducer=ReducerSettings("covipal", {"width": 9, "heads": 2})), "multiple of heads",
+    ),
+    "a yardstick to be trained": (lambda s, _: replace(s, yardsticks=["covipal"]), "yardstick covipal"),
+    "a missing file": (lambda s, _: replace(s, data=DataSettings("none.jsonl")), "none.jsonl does not exist"),
+    "one picture": (lambda s, p: replace(s, data=DataSettings(one(p))), "one picture"),
+    "a missing backbone": (lambda s, p: replace(s, backbone=BackboneSettings(str(p / "none"))), "no backbone"),
+    "an output below a file": (lambda s, p: replace(s, output=str(p / "0.png" / "out")), "0.png"),
+    "a damaged checkpoint": (lambda s, p: checkpoint(s, p, b"half"), "damaged"),
+    "a foreign checkpoint": (lambda s, p: checkpoint(s, p, None), "another reducer"),
+}  # fmt: skip
+
+
+def one(folder: Path) -> str:
+    (folder / "one.jsonl").write_text(json.dumps({"image": "0.png", "prompt": "what ?"}))
+    return str(folder / "one.jsonl")
+
+
+def checkpoint(chosen: TrainSettings, folder: Path, content: bytes | None) -> TrainSettings:
+    (folder / "out").mkdir()
+    path = folder / "out" / "last.ckpt"
+    if content is None:
+        torch.save({"state_dict": {"reducer.weight": torch.zeros(2)}}, path)
+    else:
+        path.write_bytes(content)
+    return chosen
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings_are_refused_before_training(chosen: TrainSettings, tmp_path: Path, case: str) -> None:
+    change, message = BAD[case]
+    with pytest.raises(UserError, match=message.replace("(", r"\(")) as error:
+        train(change(chosen, tmp_path))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "plugin").exists()
