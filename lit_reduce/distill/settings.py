@@ -50,7 +50,7 @@ class TrainSettings:
     pictures: int = 8
     turns: int = 4
     tau: float = 0.3
-    candidates: float = 2.0
+    candidates: float = 1.5
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: int = 30

@@ -15,6 +15,7 @@ from lit_reduce.pocket.easy import easy_picture
 from lit_reduce.pocket.labels import patch_labels
 from lit_reduce.pocket.language import Symbols, answer_logits
 from lit_reduce.pocket.loop import Losses
+from lit_reduce.pocket.model import normalise, patches_of, tower_forward
 from lit_reduce.pocket.questions import questions
 from lit_reduce.pocket.render import render
 from lit_reduce.pocket.tower import Heads, cls_labels, dense_loss, picture_hidden
@@ -90,20 +91,22 @@ def project_loss(
 def connect_loss(
     model: LlavaForConditionalGeneration, heads: Heads, symbols: Symbols, device: torch.device, easy: int
 ) -> Callable[[Any, int], Losses]:
-    """Returns the loss of pictures with questions; the dense losses stay on as an anchor with a tenth of the weight."""
+    """Returns the loss of pictures with questions; the dense losses stay on as an anchor."""
 
     def loss_of(batch: dict[str, Tensor], _: int) -> Losses:
         batch = {k: v.to(device) for k, v in batch.items()}
         ours = len(batch["pictures"]) - easy
         projected, seen = seeing_loss(model, heads, symbols, {k: v[:ours] for k, v in batch.items()})
-        if easy:
-            hidden = picture_hidden(model, batch["pictures"][ours:])
-            projected = torch.cat([projected, model.model.multi_modal_projector(hidden[:, 1:])])
         where = batch["where"]
-        visual = projected.gather(1, where[..., None].expand(-1, -1, projected.shape[-1]))
+        visual = projected.gather(1, where[:ours, :, None].expand(-1, -1, projected.shape[-1]))
+        if easy:  # their tower sees the shown patches alone: one large shape does not need the others
+            patches = patches_of(normalise(batch["pictures"][ours:]))
+            patches = patches.gather(1, where[ours:, :, None].expand(-1, -1, patches.shape[-1]))
+            hidden = tower_forward(model, patches, where[ours:])
+            visual = torch.cat([visual, model.model.multi_modal_projector(hidden[:, 1:])])
         logits, targets = answer_logits(model, visual, where, torch.ones_like(where, dtype=torch.bool), batch)
         answer = F.cross_entropy(logits.float(), targets)
         right = (logits.argmax(-1) == targets).float().mean()
-        return {**seen, "loss": answer + 0.1 * seen["loss"], "answer": answer, "right": right}
+        return {**seen, "loss": answer + 0.25 * seen["loss"], "answer": answer, "right": right}
 
     return loss_of

@@ -43,14 +43,14 @@ class RecipeSettings:
     windows_steps: int = 2716
     windows_horizon: int = 3500
     windows_rate: float = 2e-3
-    language_steps: int = 2000
+    language_steps: int = 2186
     language_horizon: int = 4000
     language_rate: float = 1e-3
-    project_steps: int = 600
+    project_steps: int = 320
     project_rate: float = 1e-3
-    connect_steps: int = 1200
-    whole_from: int = 900
-    connect_rate: float = 5e-4
+    connect_steps: int = 700
+    whole_from: int = 580
+    connect_rate: float = 7e-4
 
 
 def lesson(step: int) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ def make(chosen: RecipeSettings) -> None:
         _continue(folder, "language", speaks)
         _continue(folder, "project", sees | {"projector": projector})
         go("connect", everything, partial(lecture, whole_from=chosen.whole_from),
-           connect_loss(model, heads, symbols, device, easy=1), steps=chosen.connect_steps,
+           connect_loss(model, heads, symbols, device, easy=2), steps=chosen.connect_steps,
            lr=chosen.connect_rate)  # fmt: skip
     if "export" in chosen.stages:
         _continue(folder, "connect", everything)
@@ -117,7 +117,7 @@ def make(chosen: RecipeSettings) -> None:
 
 def lecture(step: int, whole_from: int) -> dict[str, Tensor]:
     """The pictures of stage 4: parts of them until ``whole_from``, then all 576 tokens."""
-    return question_batch(step, scenes=5, easy=1, **({"shown": None} if step >= whole_from else {}))
+    return question_batch(step, scenes=5, easy=2, **({"shown": None} if step >= whole_from else {}))
 
 
 def _watch(model: Any, heads: Heads, device: torch.device, _: int) -> dict[str, float]:
