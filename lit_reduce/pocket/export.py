@@ -3,18 +3,34 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from lit_reduce.files import atomic_folder
 from lit_reduce.pocket.model import build_processor
 
+EXTRA = "recipe.safetensors"  # read-outs and symbols: what further training needs and answering does not
 
-def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
+
+def export(model: LlavaForConditionalGeneration, heads: nn.Module, symbols: nn.Module, folder: Path) -> None:
     """Saves model and processor to ``folder``, readable by the Auto classes; half the size, a rounding of 2^-11."""
+    extra = {f"heads.{k}": v for k, v in heads.state_dict().items()}
+    extra |= {f"symbols.{k}": v for k, v in symbols.state_dict().items()}
     half = model.cpu().to(torch.float16)
     half.config.dtype = half.config.text_config.dtype = half.config.vision_config.dtype = torch.float16
     with atomic_folder(folder) as partial:
         half.save_pretrained(partial)
         build_processor().save_pretrained(partial)
+        save_file({k: v.cpu().half().contiguous() for k, v in extra.items()}, Path(partial) / EXTRA)
         config = Path(partial) / "config.json"
         config.write_text(config.read_text().replace('"float16"', '"float32"'))
+
+
+def start_from(folder: Path, model: LlavaForConditionalGeneration, heads: nn.Module, symbols: nn.Module) -> None:
+    """Puts the weights of an exported pocket into the parts of the recipe, to train on from there."""
+    saved = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(saved.state_dict())
+    extra = {name: x.float() for name, x in load_file(folder / EXTRA).items()}
+    for prefix, part in (("heads.", heads), ("symbols.", symbols)):
+        part.load_state_dict({name.removeprefix(prefix): x for name, x in extra.items() if name.startswith(prefix)})

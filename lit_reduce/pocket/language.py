@@ -8,6 +8,7 @@ both sides, so that what is seen and what is said are the same vectors; the proj
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lit_reduce.pocket.labels import FIELDS, SIZES, patch_labels
 from lit_reduce.pocket.loop import Losses
-from lit_reduce.pocket.questions import FAMILIES, questions
+from lit_reduce.pocket.questions import FAMILIES, Question, questions
 from lit_reduce.pocket.render import owners
 from lit_reduce.pocket.turns import BOS, pack, turn_mask
 from lit_reduce.pocket.words import vocabulary
-from lit_reduce.pocket.world import GRID, make_scene, scene_rng
+from lit_reduce.pocket.world import GRID, Thing, make_scene, scene_rng
 
 TURNS = 16
 SEEN = 64  # patches of a symbolic scene
 TEXT = 224  # tokens of all its turns
 ORDER = tuple(FAMILIES)
-GUIDED = (2, 3)  # decoder layers whose head 0 is shown where to look
+NAMING, ANSWERING = 1, (2, 3)  # decoder layers whose head 0 is shown where to look, for names and for answers
 
 
 class Symbols(nn.Module):
@@ -99,10 +100,22 @@ def symbolic_batch(
             about = [scene.things.index(t) for t in question.about]
             look[j] = np.isin(owner[2], about) | (np.isin(owner[1], about) & (labels["centre"][where] == 0))
         packed["look"] = look[packed["turn"]] & valid
+        packed["named"] = np.zeros_like(packed["look"])
+        for j, question in enumerate(asked):
+            for at, thing in named_things(question):
+                token = (packed["turn"] == j) & (packed["place"] == at)
+                packed["named"][token] = (owner[2] == scene.things.index(thing)) & valid
         row = {**packed, "where": where, "valid": valid, **{f: v[where] for f, v in labels.items()}}
         for key, value in row.items():
             out.setdefault(key, []).append(value)
     return {k: torch.from_numpy(np.stack(v)) for k, v in out.items()}
+
+
+def named_things(question: Question) -> list[tuple[int, Thing]]:
+    """Returns the things that a prompt names as "red circle", each with the place of its last word."""
+    words = question.prompt.split()
+    pairs = list(enumerate(pairwise(words), 1))
+    return [(at, t) for t in question.about for at, pair in pairs if pair == (t.color, t.shape)]
 
 
 def answer_logits(
@@ -138,16 +151,16 @@ def answer_logits(
 class Watched:
     """Log-probabilities of the guided heads while the decoder runs; None when nobody watches."""
 
-    rows: list[Tensor] | None = None
+    rows: dict[int, Tensor] | None = None
 
 
 def watched_attention(
     module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float = 1.0, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The fused attention, which also reports where head 0 of the guided layers looks."""
-    if Watched.rows is not None and module.layer_idx in GUIDED and mask is not None:
+    if Watched.rows is not None and module.layer_idx in (NAMING, *ANSWERING) and mask is not None:
         logits = (q[:, 0] * scaling) @ k[:, 0].transpose(-1, -2)
-        Watched.rows.append((logits.float() + mask[:, 0]).log_softmax(-1))
+        Watched.rows[module.layer_idx] = (logits.float() + mask[:, 0]).log_softmax(-1)
     out, _ = sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **kwargs)
     return out, None
 
@@ -155,34 +168,40 @@ def watched_attention(
 AttentionInterface.register("pocket_watched", watched_attention)
 
 
+def misses(logp: Tensor, goal: Tensor) -> Tensor:
+    """KL from the even distribution over ``goal`` [B, T, P] to attention [B, T, P], mean over rows that have a goal."""
+    some = goal.any(-1)
+    even = (goal / goal.sum(-1, keepdim=True).clamp(min=1))[some]
+    return (even * (even.clamp(min=1e-9).log() - logp[some])).sum(-1).sum() / some.sum().clamp(min=1)
+
+
 def symbolic_loss(
     model: LlavaForConditionalGeneration, symbols: Symbols, device: torch.device, guidance: float = 0.5
 ) -> Callable[[Any, int], Losses]:
     """Returns the loss of a symbolic batch.
 
-    Cross-entropy at the answers, and guidance: where an answer is given, head 0 of the guided layers shall look at
-    the things that decide it. Without guidance the decoder guesses among the things in view for tens of thousands of
-    questions before it learns to bind.
+    Cross-entropy at the answers, and guidance: where an answer is given, head 0 of two layers shall look at the things
+    that decide it, and where a thing is named, head 0 of an earlier layer at that thing. Without guidance the decoder
+    guesses among the things in view for tens of thousands of questions before it learns to bind.
     """
     config = model.config.text_config
 
     def loss_of(batch: dict[str, Tensor], _: int) -> Losses:
         batch = {k: v.to(device) for k, v in batch.items()}
         visual = symbols(model.get_input_embeddings(), batch, batch["where"])
-        before, config._attn_implementation, Watched.rows = config._attn_implementation, "pocket_watched", []
+        before, config._attn_implementation, Watched.rows = config._attn_implementation, "pocket_watched", {}
         try:
             logits, targets = answer_logits(model, visual, batch["where"], batch["valid"], batch)
             rows = Watched.rows
         finally:
             config._attn_implementation, Watched.rows = before, None
         p = batch["where"].shape[1]
-        look = batch["look"] & (batch["targets"] >= 0)[..., None]
-        some = look.any(-1)
-        goal = look / look.sum(-1, keepdim=True).clamp(min=1)
-        seen = torch.stack([-(goal * r[:, 1 + p :, 1 : 1 + p]).sum(-1)[some].mean() for r in rows]).mean()
-        floor = (goal[some] * goal[some].clamp(min=1e-9).log()).sum(-1).mean()  # minus the entropy of the goal
+        rows = {layer: x[:, 1 + p :, 1 : 1 + p] for layer, x in rows.items()}
+        look = torch.stack([misses(rows[i], batch["look"] & (batch["targets"] >= 0)[..., None]) for i in ANSWERING])
+        named = misses(rows[NAMING], batch["named"])
         answer = F.cross_entropy(logits.float(), targets)
         right = (logits.argmax(-1) == targets).float().mean()
-        return {"loss": answer + guidance * seen, "answer": answer, "look": seen + floor, "right": right}
+        loss = answer + guidance * (look.mean() + named)
+        return {"loss": loss, "answer": answer, "look": look.mean(), "named": named, "right": right}
 
     return loss_of

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lit_reduce.console import run
 from lit_reduce.errors import UserError
 from lit_reduce.pocket.connect import connect_loss, project_loss, question_batch
-from lit_reduce.pocket.export import export
+from lit_reduce.pocket.export import export, start_from
 from lit_reduce.pocket.language import Symbols, symbolic_batch, symbolic_loss
 from lit_reduce.pocket.loop import fit
 from lit_reduce.pocket.model import build_model
@@ -38,6 +38,7 @@ class RecipeSettings:
     output: str = "outputs/pocket"
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     seed: int = 0
+    start: str | None = None
     device: str = "auto"
     workers: int = 1
     windows_steps: int = 2716
@@ -48,8 +49,8 @@ class RecipeSettings:
     language_rate: float = 1e-3
     project_steps: int = 320
     project_rate: float = 1e-3
-    connect_steps: int = 700
-    whole_from: int = 580
+    connect_steps: int = 578
+    whole_from: int = 503
     connect_rate: float = 7e-4
 
 
@@ -86,8 +87,12 @@ def make(chosen: RecipeSettings) -> None:
     speaks = {"llm": llm, "symbols": symbols}
     go: Callable[..., None] = partial(fit, folder=folder, device=device, workers=chosen.workers)
     watch = partial(_watch, model, heads, device)
+    if chosen.start is not None:
+        start_from(Path(chosen.start), model, heads, symbols)
+    go_on = partial(_continue, folder, chosen.start is not None)
     if "windows" in chosen.stages:
-        whiten(model)
+        if chosen.start is None:
+            whiten(model)
         go("windows", sees, window_batch, window_loss(model, heads, device), steps=chosen.windows_steps,
            lr=chosen.windows_rate, horizon=chosen.windows_horizon, on_log=watch)  # fmt: skip
     if "language" in chosen.stages:
@@ -95,8 +100,8 @@ def make(chosen: RecipeSettings) -> None:
            lr=chosen.language_rate, horizon=chosen.language_horizon, warmup=50, muon=False)  # fmt: skip
     everything = sees | speaks | {"projector": projector}
     if "project" in chosen.stages:
-        _continue(folder, "windows", sees)
-        _continue(folder, "language", speaks)
+        go_on("windows", sees)
+        go_on("language", speaks)
         for part in speaks.values():
             part.requires_grad_(False)
         go("project", sees | {"projector": projector}, partial(picture_batch, scenes=8),
@@ -105,14 +110,14 @@ def make(chosen: RecipeSettings) -> None:
         for part in speaks.values():
             part.requires_grad_(True)
     if "connect" in chosen.stages:
-        _continue(folder, "language", speaks)
-        _continue(folder, "project", sees | {"projector": projector})
+        go_on("language", speaks)
+        go_on("project", sees | {"projector": projector})
         go("connect", everything, partial(lecture, whole_from=chosen.whole_from),
            connect_loss(model, heads, symbols, device, easy=2), steps=chosen.connect_steps,
            lr=chosen.connect_rate)  # fmt: skip
     if "export" in chosen.stages:
-        _continue(folder, "connect", everything)
-        export(model, folder / "pocket")
+        go_on("connect", everything)
+        export(model, heads, symbols, folder / "pocket")
 
 
 def lecture(step: int, whole_from: int) -> dict[str, Tensor]:
@@ -124,8 +129,10 @@ def _watch(model: Any, heads: Heads, device: torch.device, _: int) -> dict[str, 
     return validate(model, heads, device, 32)
 
 
-def _continue(folder: Path, stage: str, parts: dict[str, nn.Module]) -> None:
+def _continue(folder: Path, optional: bool, stage: str, parts: dict[str, nn.Module]) -> None:
     path = folder / f"{stage}.pt"
+    if not path.is_file() and optional:
+        return
     if not path.is_file():
         raise UserError(f"{path} is missing: run the stage {stage} first")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["parts"]
