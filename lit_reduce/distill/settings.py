@@ -12,7 +12,7 @@ class DataSettings:
     name: str = "pocket"
     val: str | None = None
     test: str | None = None
-    images: int = 1200
+    images: int = 700
     turns: int = 8
     val_images: int = 64
     test_rows: int = 500
@@ -45,8 +45,8 @@ class TrainSettings:
     positions: str = "keep"
     guide_layers: list[int] | None = None
     guide_rows: str = "text"
-    guide_steps: int = 250
-    steps: int = 400
+    guide_steps: int = 180
+    steps: int = 300
     pictures: int = 8
     turns: int = 4
     tau: float = 0.3

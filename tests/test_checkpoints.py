@@ -1,0 +1,49 @@
+"""What the repository ships: the reference backbone and its plug-in, as a user loads them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+
+from lit_reduce.backbones import load
+from lit_reduce.evaluate.suite import evaluate
+from lit_reduce.plugin import load_plugin
+from lit_reduce.pocket.data import scene_rows
+
+POCKET = Path(__file__).parents[1] / "checkpoints" / "pocket"
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load("pocket")
+
+
+def test_plain_auto_classes_load_it():
+    model = AutoModelForImageTextToText.from_pretrained(POCKET)
+    processor = AutoProcessor.from_pretrained(POCKET)
+    assert isinstance(model, LlavaForConditionalGeneration)
+    assert model.dtype == torch.float32
+    assert sum(p.numel() for p in model.parameters()) <= 14_000_000
+    assert sum(f.stat().st_size for f in POCKET.glob("*.safetensors")) <= 28_000_000
+    vision, text = model.config.vision_config, model.config.text_config
+    assert (vision.image_size, vision.patch_size, model.config.image_seq_length) == (336, 14, 576)
+    assert text.num_hidden_layers >= 6
+    assert processor.tokenizer.decode(processor.tokenizer("47").input_ids) == "47"
+
+
+def test_it_sees(pocket):
+    """Far above what can be answered without the picture, on test scenes."""
+    results = evaluate(pocket, {}, [], list(scene_rows("test", 48)), 24)
+    assert results.scores[0].accuracy > 0.4
+
+
+def test_the_plug_in_fits_the_backbone_and_is_small(pocket):
+    reducer, config = load_plugin(POCKET / "covipal", backbone=pocket.identity)
+    share = sum(p.numel() for p in reducer.parameters()) / sum(p.numel() for p in pocket.model.parameters())
+    assert config.reducer == "covipal"
+    assert share <= 0.05
+    results = evaluate(pocket, {"covipal": reducer}, [32], list(scene_rows("test", 48)), 24)
+    whole, few = results.scores
+    assert few.kept == 32
+    assert few.accuracy >= whole.accuracy - 0.15
