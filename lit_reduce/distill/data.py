@@ -1,6 +1,5 @@
 """Questions for distillation as a LightningDataModule: teacher outputs made once, batches a function of the step."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -109,8 +108,3 @@ def budget_of(step: int, seed: int, budgets: Sequence[int]) -> int:
     low, high = min(budgets), max(budgets)
     share = np.random.default_rng([seed, 3, step]).random()
     return round(float(np.exp(np.log(low) + share * (np.log(high) - np.log(low)))))
-
-
-def digest(*parts: Any) -> str:
-    """Returns a short name for content."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

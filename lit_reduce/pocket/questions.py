@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lit_reduce.pocket.words import COLORS, PRINTED, SHAPES, plural
-from lit_reduce.pocket.world import Scene, Thing, scene_rng
+from lit_reduce.pocket.words import COLORS, PRINTED, SHAPES, SIDES, plural
+from lit_reduce.pocket.world import SPLITS, Scene, Thing, scene_rng
 
 CLEAR = 28.0  # pixels by which two centres differ before one is called left of (above, …) the other
 
@@ -46,7 +46,7 @@ def questions(scene: Scene, n: int, stream: int = 2) -> list[Question]:
         n: How many; the same one is never asked twice.
         stream: Of randomness; the questions are a function of the scene and of it.
     """
-    split = ("train", "val", "test")[scene.seed[0]]
+    split = list(SPLITS)[scene.seed[0]]
     rng = scene_rng(split, scene.seed[1], stream)
     out: dict[str, Question] = {}
     for _ in range(4 * n // len(FAMILIES) + 4):
@@ -144,7 +144,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     for _ in range(8):
         i, j = rng.choice(len(pairs), 2, replace=False)
         a, b = pairs[i], pairs[j]
-        side = str(rng.choice(("left", "right", "above", "below")))
+        side = str(rng.choice(SIDES))
         gap = {"left": b.x - a.x, "right": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}[side]
         if abs(gap) >= CLEAR:
             where = f"{side} of" if side in ("left", "right") else side

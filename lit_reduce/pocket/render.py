@@ -60,9 +60,8 @@ def owners(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         text = thing.number or thing.word
         if text:
             ink[i] = _overlap(_text_box(thing, text))
-    strong = np.maximum(0.2, 0.0 * body)
     best = body.max((1, 2), keepdims=True) if len(body) else body
-    seen = (body >= np.minimum(strong, 0.5 * best)) & (body > 0)
+    seen = (body >= np.minimum(0.2, 0.5 * best)) & (body > 0)
     shown = np.where(seen.any(0), (body * seen).argmax(0), -1) if len(body) else centre
     inked = ink >= np.minimum(0.2, 0.5 * ink.max((1, 2), keepdims=True) + 1e-6) if len(ink) else ink.astype(bool)
     printed = np.where(inked.any(0), (ink * inked).argmax(0), -1) if len(ink) else centre

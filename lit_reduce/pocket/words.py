@@ -22,7 +22,6 @@ PRINTED = (
 )  # fmt: skip
 DIGITS = tuple("0123456789")
 SIDES = ("left", "right", "above", "below")
-COUNTS = tuple(str(n) for n in range(10))
 
 _ASKED = (
     "what color is the shape object number on word sign how many objects signs bars are there a an describe "
