@@ -30,7 +30,7 @@ TURNS = 16
 SEEN = 64  # patches of a symbolic scene
 TEXT = 224  # tokens of all its turns
 ORDER = tuple(FAMILIES)
-NAMING, ANSWERING = 1, (2, 3)  # decoder layers whose head 0 is shown where to look, for names and for answers
+NAMING, ANSWERING = 1, (2, 3)  # decoder layers whose first heads are shown where to look, for names and for answers
 
 
 class Symbols(nn.Module):
@@ -94,21 +94,48 @@ def symbolic_batch(
         asked = [q for q in questions(scene, turns * (1 if families >= 8 else 3)) if q.family in ORDER[:families]]
         asked = asked[:turns]
         packed = pack([(q.prompt, q.answer) for q in asked], TEXT * turns // TURNS)
-        look = np.zeros((len(asked) + 1, seen), bool)  # the last row, of padding (turn -1), stays empty
         owner = np.stack(owners(scene)).reshape(3, -1)[:, where]
-        for j, question in enumerate(asked):
-            about = [scene.things.index(t) for t in question.about]
-            look[j] = np.isin(owner[2], about) | (np.isin(owner[1], about) & (labels["centre"][where] == 0))
-        packed["look"] = look[packed["turn"]] & valid
-        packed["named"] = np.zeros_like(packed["look"])
-        for j, question in enumerate(asked):
-            for at, thing in named_things(question):
-                token = (packed["turn"] == j) & (packed["place"] == at)
-                packed["named"][token] = (owner[2] == scene.things.index(thing)) & valid
-        row = {**packed, "where": where, "valid": valid, **{f: v[where] for f, v in labels.items()}}
+        sights = sights_of(scene, asked, packed, np.where(valid, owner, -1))
+        row = {**packed, **sights, "where": where, "valid": valid, **{f: v[where] for f, v in labels.items()}}
         for key, value in row.items():
             out.setdefault(key, []).append(value)
     return {k: torch.from_numpy(np.stack(v)) for k, v in out.items()}
+
+
+def sights_of(
+    scene: Scene, asked: list[Question], packed: dict[str, np.ndarray], owner: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Says what each text token should look at.
+
+    Args:
+        scene: What is asked about.
+        asked: The questions, in the order of the turns.
+        packed: Of `pack`, [T] each.
+        owner: [3, P], of `owners` at the patches shown.
+
+    Returns:
+        look [T, 1 + P]: the start token, then the patches that decide the answer. Where things are counted it is their
+        centres and the start token, so that the weight left on the start token says how many there are.
+        named [T, P]: for the last word of a name, the centre of the thing.
+        compared [T, 2]: for the tokens of an answer about two things, where their names end in T; -1 for others.
+    """
+    turn, place = packed["turn"], packed["place"]
+    look = np.zeros((len(asked) + 1, 1 + owner.shape[1]), bool)  # the last row, of padding (turn -1), stays empty
+    named = np.zeros((len(turn), owner.shape[1]), bool)
+    compared = np.full((len(turn), 2), -1)
+    for j, question in enumerate(asked):
+        about = [scene.things.index(t) for t in question.about]
+        counted = question.prompt.startswith("how many")
+        look[j, 0] = counted or question.family == "presence"
+        look[j, 1:] = np.isin(owner[2], about) | (np.isin(owner[1], about) & (owner[2] < 0) & (not counted))
+        ends = []
+        for at, thing in named_things(question):
+            token = (turn == j) & (place == at)
+            named[token] |= owner[2] == scene.things.index(thing)
+            ends += list(token.nonzero()[0])
+        if question.family == "relation" and len(ends) == 2:
+            compared[turn == j] = ends
+    return {"look": look[turn], "named": named, "compared": compared}
 
 
 def named_things(question: Question) -> list[tuple[int, Thing]]:
@@ -157,10 +184,10 @@ class Watched:
 def watched_attention(
     module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float = 1.0, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """The fused attention, which also reports where head 0 of the guided layers looks."""
+    """The fused attention, which also reports where the first three heads of the guided layers look."""
     if Watched.rows is not None and module.layer_idx in (NAMING, *ANSWERING) and mask is not None:
-        logits = (q[:, 0] * scaling) @ k[:, 0].transpose(-1, -2)
-        Watched.rows[module.layer_idx] = (logits.float() + mask[:, 0]).log_softmax(-1)
+        logits = (q[:, :3] * scaling) @ k[:, :3].transpose(-1, -2)
+        Watched.rows[module.layer_idx] = (logits.float() + mask).log_softmax(-1)
     out, _ = sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **kwargs)
     return out, None
 
@@ -180,9 +207,10 @@ def symbolic_loss(
 ) -> Callable[[Any, int], Losses]:
     """Returns the loss of a symbolic batch.
 
-    Cross-entropy at the answers, and guidance: where an answer is given, head 0 of two layers shall look at the things
-    that decide it, and where a thing is named, head 0 of an earlier layer at that thing. Without guidance the decoder
-    guesses among the things in view for tens of thousands of questions before it learns to bind.
+    Cross-entropy at the answers, and guidance. Where a thing is named, head 0 of one layer shall look at it. Where an
+    answer is given, head 0 of two later layers shall look at the things that decide it, and heads 1 and 2 at the names
+    of the two things that are compared. Without guidance the decoder guesses among the things in view for tens of
+    thousands of questions before it learns to bind.
     """
     config = model.config.text_config
 
@@ -196,12 +224,17 @@ def symbolic_loss(
         finally:
             config._attn_implementation, Watched.rows = before, None
         p = batch["where"].shape[1]
-        rows = {layer: x[:, 1 + p :, 1 : 1 + p] for layer, x in rows.items()}
-        look = torch.stack([misses(rows[i], batch["look"] & (batch["targets"] >= 0)[..., None]) for i in ANSWERING])
-        named = misses(rows[NAMING], batch["named"])
+        answers = (batch["targets"] >= 0)[..., None]
+        text = torch.arange(batch["ids"].shape[1], device=device)
+        ends = (batch["compared"][..., None] == text) & answers[..., None]  # [B, T, 2, T]
+        named = misses(rows[NAMING][:, 0, 1 + p :, 1 : 1 + p], batch["named"])
+        look = torch.stack([misses(rows[i][:, 0, 1 + p :, : 1 + p], batch["look"] & answers) for i in ANSWERING]).mean()
+        pair = torch.stack(
+            [misses(rows[i][:, 1 + j, 1 + p :, 1 + p :], ends[:, :, j]) for i in ANSWERING for j in (0, 1)]
+        ).mean()
         answer = F.cross_entropy(logits.float(), targets)
         right = (logits.argmax(-1) == targets).float().mean()
-        loss = answer + guidance * (look.mean() + named)
-        return {"loss": loss, "answer": answer, "look": look.mean(), "named": named, "right": right}
+        loss = answer + guidance * (look + named + pair)
+        return {"loss": loss, "answer": answer, "look": look, "named": named, "pair": pair, "right": right}
 
     return loss_of

@@ -94,8 +94,8 @@ def test_symbolic_scenes_look_at_what_decides() -> None:
     for i in range(2):
         scene = make_scene("train", 4 + i)
         shown = np.stack(owners(scene)).reshape(3, -1)
-        assert not batch["look"][i][:, ~batch["valid"][i]].any()
+        assert not batch["look"][i][:, 1:][:, ~batch["valid"][i]].any()
         assert not batch["look"][i][batch["turn"][i] < 0].any()
-        for row in batch["look"][i][batch["turn"][i] >= 0]:
+        for row in batch["look"][i][batch["turn"][i] >= 0][:, 1:]:
             cells = batch["where"][i][row].numpy()
             assert (shown[:, cells] >= 0).any(0).all()  # never at the background
