@@ -13,11 +13,11 @@ from transformers import LlavaForConditionalGeneration
 
 from lit_reduce.pocket.easy import easy_picture
 from lit_reduce.pocket.labels import patch_labels
-from lit_reduce.pocket.language import Symbols, answer_logits
+from lit_reduce.pocket.language import Symbols, guided_answers, sights_of
 from lit_reduce.pocket.loop import Losses
 from lit_reduce.pocket.model import normalise, patches_of, tower_forward
 from lit_reduce.pocket.questions import questions
-from lit_reduce.pocket.render import render
+from lit_reduce.pocket.render import owners, render
 from lit_reduce.pocket.tower import Heads, cls_labels, dense_loss, picture_hidden
 from lit_reduce.pocket.turns import pack
 from lit_reduce.pocket.world import GRID, make_scene, scene_rng
@@ -41,13 +41,17 @@ def question_batch(step: int, scenes: int, easy: int = 0, shown: int | None = SH
         if i < scenes:
             scene = make_scene("train", index)
             picture, labels, whole = np.asarray(render(scene)), patch_labels(scene), cls_labels(scene)
-            turns = [(q.prompt, q.answer) for q in questions(scene, TURNS)]
+            things, asked = scene.things, questions(scene, TURNS)
+            turns, owner = [(q.prompt, q.answer) for q in asked], np.stack(owners(scene)).reshape(3, -1)
         else:
             picture, turns, labels, whole = easy_picture(step * easy + i - scenes, TURNS)
+            things, asked, owner = (), [], np.full((3, GRID * GRID), -1)
         rng = scene_rng("train", index, 4)
         chance = rng.random(GRID * GRID) + (labels["kind"] > 0) * rng.uniform(0, 1)
         where = np.arange(GRID * GRID) if shown is None else np.sort(np.argsort(-chance)[:shown])
-        row = {**pack(turns, TEXT), **labels, "pictures": picture, "where": where, "whole": whole}
+        packed = pack(turns, TEXT)
+        sights = sights_of(things, asked, packed, owner[:, where])
+        row = {**packed, **sights, **labels, "pictures": picture, "where": where, "whole": whole}
         for key, value in row.items():
             out.setdefault(key, []).append(value)
     return {k: torch.from_numpy(np.stack(v)) for k, v in out.items()}
@@ -104,9 +108,7 @@ def connect_loss(
             patches = patches.gather(1, where[ours:, :, None].expand(-1, -1, patches.shape[-1]))
             hidden = tower_forward(model, patches, where[ours:])
             visual = torch.cat([visual, model.model.multi_modal_projector(hidden[:, 1:])])
-        logits, targets = answer_logits(model, visual, where, torch.ones_like(where, dtype=torch.bool), batch)
-        answer = F.cross_entropy(logits.float(), targets)
-        right = (logits.argmax(-1) == targets).float().mean()
-        return {**seen, "loss": answer + 0.25 * seen["loss"], "answer": answer, "right": right}
+        said = guided_answers(model, visual, where, torch.ones_like(where, dtype=torch.bool), batch)
+        return {**seen, **said, "loss": said["loss"] + 0.25 * seen["loss"]}
 
     return loss_of

@@ -95,7 +95,7 @@ def symbolic_batch(
         asked = asked[:turns]
         packed = pack([(q.prompt, q.answer) for q in asked], TEXT * turns // TURNS)
         owner = np.stack(owners(scene)).reshape(3, -1)[:, where]
-        sights = sights_of(scene, asked, packed, np.where(valid, owner, -1))
+        sights = sights_of(scene.things, asked, packed, np.where(valid, owner, -1))
         row = {**packed, **sights, "where": where, "valid": valid, **{f: v[where] for f, v in labels.items()}}
         for key, value in row.items():
             out.setdefault(key, []).append(value)
@@ -103,13 +103,13 @@ def symbolic_batch(
 
 
 def sights_of(
-    scene: Scene, asked: list[Question], packed: dict[str, np.ndarray], owner: np.ndarray
+    things: tuple[Thing, ...], asked: list[Question], packed: dict[str, np.ndarray], owner: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Says what each text token should look at.
 
     Args:
-        scene: What is asked about.
-        asked: The questions, in the order of the turns.
+        things: Of the scene.
+        asked: The questions, in the order of the turns; none where nobody knows.
         packed: Of `pack`, [T] each.
         owner: [3, P], of `owners` at the patches shown.
 
@@ -120,18 +120,18 @@ def sights_of(
         compared [T, 2]: for the tokens of an answer about two things, where their names end in T; -1 for others.
     """
     turn, place = packed["turn"], packed["place"]
-    look = np.zeros((len(asked) + 1, 1 + owner.shape[1]), bool)  # the last row, of padding (turn -1), stays empty
+    look = np.zeros((turn.max() + 2, 1 + owner.shape[1]), bool)  # the last row, of padding (turn -1), stays empty
     named = np.zeros((len(turn), owner.shape[1]), bool)
     compared = np.full((len(turn), 2), -1)
     for j, question in enumerate(asked):
-        about = [scene.things.index(t) for t in question.about]
+        about = [things.index(t) for t in question.about]
         counted = question.prompt.startswith("how many")
         look[j, 0] = counted or question.family == "presence"
         look[j, 1:] = np.isin(owner[2], about) | (np.isin(owner[1], about) & (owner[2] < 0) & (not counted))
         ends = []
         for at, thing in named_things(question):
             token = (turn == j) & (place == at)
-            named[token] |= owner[2] == scene.things.index(thing)
+            named[token] |= owner[2] == things.index(thing)
             ends += list(token.nonzero()[0])
         if question.family == "relation" and len(ends) == 2:
             compared[turn == j] = ends
@@ -176,9 +176,10 @@ def answer_logits(
 
 
 class Watched:
-    """Log-probabilities of the guided heads while the decoder runs; None when nobody watches."""
+    """Log-probabilities of the guided heads from text token `first` on, by layer; None when nobody watches."""
 
     rows: dict[int, Tensor] | None = None
+    first = 0
 
 
 def watched_attention(
@@ -186,8 +187,8 @@ def watched_attention(
 ) -> tuple[Tensor, None]:
     """The fused attention, which also reports where the first three heads of the guided layers look."""
     if Watched.rows is not None and module.layer_idx in (NAMING, *ANSWERING) and mask is not None:
-        logits = (q[:, :3] * scaling) @ k[:, :3].transpose(-1, -2)
-        Watched.rows[module.layer_idx] = (logits.float() + mask).log_softmax(-1)
+        logits = (q[:, :3, Watched.first :] * scaling) @ k[:, :3].transpose(-1, -2)
+        Watched.rows[module.layer_idx] = (logits.float() + mask[:, :, Watched.first :]).log_softmax(-1)
     out, _ = sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **kwargs)
     return out, None
 
@@ -202,39 +203,60 @@ def misses(logp: Tensor, goal: Tensor) -> Tensor:
     return (even * (even.clamp(min=1e-9).log() - logp[some])).sum(-1).sum() / some.sum().clamp(min=1)
 
 
-def symbolic_loss(
-    model: LlavaForConditionalGeneration, symbols: Symbols, device: torch.device, guidance: float = 0.5
-) -> Callable[[Any, int], Losses]:
-    """Returns the loss of a symbolic batch.
+def guided_answers(
+    model: LlavaForConditionalGeneration,
+    visual: Tensor,
+    where: Tensor,
+    valid: Tensor,
+    batch: dict[str, Tensor],
+    guidance: float = 0.5,
+) -> Losses:
+    """Asks packed turns and shows some heads where to look.
 
     Cross-entropy at the answers, and guidance. Where a thing is named, head 0 of one layer shall look at it. Where an
     answer is given, head 0 of two later layers shall look at the things that decide it, and heads 1 and 2 at the names
     of the two things that are compared. Without guidance the decoder guesses among the things in view for tens of
     thousands of questions before it learns to bind.
+
+    Args:
+        model: Pocket.
+        visual: [B, P, D], as `where` and `valid` see `answer_logits`.
+        where: [B, P].
+        valid: [B, P].
+        batch: Of `pack` and `sights_of`.
+        guidance: Weight of the guidance.
+
+    Returns:
+        "loss", its parts, and "right", the share of right answer tokens.
     """
     config = model.config.text_config
+    before, config._attn_implementation, Watched.rows = config._attn_implementation, "pocket_watched", {}
+    Watched.first = p = where.shape[1] + 1
+    try:
+        logits, targets = answer_logits(model, visual, where, valid, batch)
+        rows = Watched.rows
+    finally:
+        config._attn_implementation, Watched.rows = before, None
+    answers = (batch["targets"] >= 0)[..., None]
+    text = torch.arange(batch["ids"].shape[1], device=where.device)
+    ends = (batch["compared"][..., None] == text) & answers[..., None]  # [B, T, 2, T]
+    named = misses(rows[NAMING][:, 0, :, 1:p], batch["named"])
+    look = torch.stack([misses(rows[i][:, 0, :, :p], batch["look"] & answers) for i in ANSWERING]).mean()
+    pair = torch.stack([misses(rows[i][:, 1 + j, :, p:], ends[:, :, j]) for i in ANSWERING for j in (0, 1)]).mean()
+    answer = F.cross_entropy(logits.float(), targets)
+    right = (logits.argmax(-1) == targets).float().mean()
+    loss = answer + guidance * (look + named + pair)
+    return {"loss": loss, "answer": answer, "look": look, "named": named, "pair": pair, "right": right}
+
+
+def symbolic_loss(
+    model: LlavaForConditionalGeneration, symbols: Symbols, device: torch.device
+) -> Callable[[Any, int], Losses]:
+    """Returns the loss of a symbolic batch."""
 
     def loss_of(batch: dict[str, Tensor], _: int) -> Losses:
         batch = {k: v.to(device) for k, v in batch.items()}
         visual = symbols(model.get_input_embeddings(), batch, batch["where"])
-        before, config._attn_implementation, Watched.rows = config._attn_implementation, "pocket_watched", {}
-        try:
-            logits, targets = answer_logits(model, visual, batch["where"], batch["valid"], batch)
-            rows = Watched.rows
-        finally:
-            config._attn_implementation, Watched.rows = before, None
-        p = batch["where"].shape[1]
-        answers = (batch["targets"] >= 0)[..., None]
-        text = torch.arange(batch["ids"].shape[1], device=device)
-        ends = (batch["compared"][..., None] == text) & answers[..., None]  # [B, T, 2, T]
-        named = misses(rows[NAMING][:, 0, 1 + p :, 1 : 1 + p], batch["named"])
-        look = torch.stack([misses(rows[i][:, 0, 1 + p :, : 1 + p], batch["look"] & answers) for i in ANSWERING]).mean()
-        pair = torch.stack(
-            [misses(rows[i][:, 1 + j, 1 + p :, 1 + p :], ends[:, :, j]) for i in ANSWERING for j in (0, 1)]
-        ).mean()
-        answer = F.cross_entropy(logits.float(), targets)
-        right = (logits.argmax(-1) == targets).float().mean()
-        loss = answer + guidance * (look + named + pair)
-        return {"loss": loss, "answer": answer, "look": look, "named": named, "pair": pair, "right": right}
+        return guided_answers(model, visual, batch["where"], batch["valid"], batch)
 
     return loss_of

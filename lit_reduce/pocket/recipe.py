@@ -55,7 +55,7 @@ class RecipeSettings:
 
 
 def lesson(step: int, eased: bool) -> dict[str, Tensor]:
-    """The curriculum of stage 2: ``eased``, one family on 3 things, then three on 5; then all of them on whole scenes."""
+    """The curriculum of stage 2: when ``eased`` one family on 3 things, then three on 5; then all on whole scenes."""
     if eased and step < 300:
         return symbolic_batch(step, scenes=16, families=1, things=3, seen=12, turns=6)
     if eased and step < 900:
@@ -96,8 +96,9 @@ def make(chosen: RecipeSettings) -> None:
         go("windows", sees, window_batch, window_loss(model, heads, device), steps=chosen.windows_steps,
            lr=chosen.windows_rate, horizon=chosen.windows_horizon, on_log=watch)  # fmt: skip
     if "language" in chosen.stages:
-        go("language", speaks, partial(lesson, eased=chosen.start is None), symbolic_loss(model, symbols, device), steps=chosen.language_steps,
-           lr=chosen.language_rate, horizon=chosen.language_horizon, warmup=50)  # fmt: skip
+        go("language", speaks, partial(lesson, eased=chosen.start is None), symbolic_loss(model, symbols, device),
+           steps=chosen.language_steps, lr=chosen.language_rate, horizon=chosen.language_horizon,
+           warmup=50)  # fmt: skip
     everything = sees | speaks | {"projector": projector}
     if "project" in chosen.stages:
         go_on("windows", sees)

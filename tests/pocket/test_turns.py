@@ -1,14 +1,18 @@
 """Packed turns: each sees the picture and itself, as if it were alone."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from lit_reduce.pocket.language import answer_logits
+from lit_reduce.pocket.language import answer_logits, misses, symbolic_batch
+from lit_reduce.pocket.questions import questions
+from lit_reduce.pocket.render import owners
 from lit_reduce.pocket.turns import BOS, EOS, pack, token_ids
 from lit_reduce.pocket.words import vocabulary
-from lit_reduce.pocket.world import GRID
+from lit_reduce.pocket.world import GRID, PATCH, make_scene
 
 TURNS = [("what color is the star ?", "red"), ("describe the cross .", "a small red cross with number 47"), ("a", "no")]
 
@@ -85,10 +89,6 @@ def test_a_batch_of_packed_rows_equals_the_rows(small) -> None:
 
 
 def test_symbolic_scenes_look_at_what_decides() -> None:
-    from lit_reduce.pocket.language import symbolic_batch
-    from lit_reduce.pocket.render import owners
-    from lit_reduce.pocket.world import make_scene
-
     batch = symbolic_batch(2, 2, turns=6)
     assert batch["look"].any()
     for i in range(2):
@@ -99,3 +99,42 @@ def test_symbolic_scenes_look_at_what_decides() -> None:
         for row in batch["look"][i][batch["turn"][i] >= 0][:, 1:]:
             cells = batch["where"][i][row].numpy()
             assert (shown[:, cells] >= 0).any(0).all()  # never at the background
+
+
+def test_counted_things_are_looked_at_once_each_beside_the_start_token() -> None:
+    batch = symbolic_batch(2, 4, turns=14)
+    counts = 0
+    for scene, things in enumerate(make_scene("train", 8 + i) for i in range(4)):
+        asked = questions(things, 14)
+        for j, question in enumerate(asked):
+            rows = batch["look"][scene][batch["turn"][scene] == j]
+            if question.prompt.startswith("how many"):
+                counts += 1
+                assert (rows.sum(-1) == 1 + int(question.answer)).all()
+            assert (rows[:, 0] == (question.family in ("count", "presence") or "how many" in question.prompt)).all()
+    assert counts > 3
+
+
+def test_compared_things_are_found_where_their_names_end() -> None:
+    batch = symbolic_batch(2, 4, turns=14)
+    relations = 0
+    for scene, things in enumerate(make_scene("train", 8 + i) for i in range(4)):
+        for j, question in enumerate(questions(things, 14)):
+            ends = batch["compared"][scene][batch["turn"][scene] == j]
+            if question.family != "relation":
+                assert (ends == -1).all()
+                continue
+            relations += 1
+            for end, thing in zip(ends[0].tolist(), question.about, strict=True):
+                assert batch["ids"][scene][end - 1 : end + 1].tolist() == token_ids(f"{thing.color} {thing.shape}")
+                cell = int(thing.y // PATCH) * GRID + int(thing.x // PATCH)
+                shown = batch["where"][scene][batch["named"][scene][end]]
+                assert set(shown.tolist()) <= {cell}
+    assert relations > 3
+
+
+def test_misses_is_the_divergence_of_each_row_that_has_a_goal() -> None:
+    logp = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    goal = torch.tensor([[[True, False, True, False], [False] * 4, [False, False, False, True]]])
+    by_hand = [sum(0.5 * (math.log(0.5) - float(logp[0, 0, i])) for i in (0, 2)), -float(logp[0, 2, 3])]
+    assert float(misses(logp, goal)) == pytest.approx(sum(by_hand) / 2, abs=1e-6)
