@@ -57,16 +57,17 @@ class Reducer(nn.Module):
         name: The name in the register, in plug-ins and on the command line.
         kind: One of `KINDS`, what it does.
         site: One of `SITES`, where it acts.
-        signals: The inputs that it needs beside the features, see `VisualTokens.signals`.
+        signals: The inputs that it needs beside the features, see `VisualTokens.signals`. An instance may change kind,
+            site and signals, where they follow from its settings.
         trained: Whether it has weights that distillation trains.
         paper: The source, for lists and model cards.
         config_class: The dataclass of its settings.
     """
 
     name: ClassVar[str]
-    kind: ClassVar[str] = "select"
-    site: ClassVar[str] = "projector"
-    signals: ClassVar[frozenset[str]] = frozenset()
+    kind: str = "select"
+    site: str = "projector"
+    signals: frozenset[str] = frozenset()
     trained: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     config_class: ClassVar[type[ReducerConfig]] = ReducerConfig
