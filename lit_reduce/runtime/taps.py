@@ -30,7 +30,8 @@ class Tap:
 
         Args:
             attention: A transformers attention module.
-            rows: Which queries to read: `CLS` (the first), `LAST`, a slice, or a 1-D tensor of indices.
+            rows: Which queries to read: `CLS` (the first), `LAST`, a slice, a 1-D tensor of indices, or a ``[B, R]``
+                tensor when they differ between samples.
         """
         self.attention: Any = attention
         self.asked = rows
@@ -48,17 +49,25 @@ class Tap:
         """Compute the rows for one call with queries ``[B, H, Q, d]`` and keys ``[B, G, K, d]``."""
         count, keys = q.shape[2], k.shape[2]
         causal = getattr(module, "is_causal", True) if causal is None else causal
-        picked = q[:, :, self.asked]
+        picked = _rows(q, self.asked)
         if mask is not None and mask.ndim == 2:  # flash attention: which keys are not padding
             mask = mask[:, None, None].bool()
         logits = _scores(picked, k) * scaling
         if causal and (mask is None or mask.shape[2] == 1):
-            index = torch.arange(count, device=q.device)[self.asked] + keys - count
-            logits = logits.masked_fill(torch.arange(keys, device=q.device) > index[:, None], -torch.inf)
+            index = _rows(torch.arange(count, device=q.device)[None, None, :, None], self.asked) + keys - count
+            logits = logits.masked_fill(torch.arange(keys, device=q.device) > index, -torch.inf)
         if mask is not None:
-            seen = (mask if mask.shape[2] == 1 else mask[:, :, self.asked])[..., :keys]
+            seen = (mask if mask.shape[2] == 1 else _rows(mask, self.asked))[..., :keys]
             logits = logits.masked_fill(~seen, -torch.inf) if seen.dtype == torch.bool else logits + seen
         self.rows.append(logits.softmax(-1))
+
+
+def _rows(x: Tensor, asked: Rows) -> Tensor:
+    """Rows of ``[B or 1, H, Q, n]``: the same of every sample, or those of ``asked`` ``[B, R]``."""
+    if isinstance(asked, slice) or asked.ndim == 1:
+        return x[:, :, asked]
+    index = asked[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+    return x.expand(len(asked), -1, -1, -1).gather(2, index)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:

@@ -45,6 +45,18 @@ def test_rows_of_a_causal_decoder_with_grouped_heads(tiny, batch, rows, padded):
     assert torch.allclose(tap.rows[0][asked], expected[asked], atol=1e-6)
 
 
+@pytest.mark.parametrize("padded", [True, False])
+def test_every_sample_may_ask_for_rows_of_its_own(tiny, batch, padded):
+    model, rows = tiny.model, torch.tensor([[40, 2, 7], [41, 60, 44]])
+    inputs = {k: v for k, v in batch.items() if padded or k != "attention_mask"}
+    with Tap(model.get_decoder().layers[2].self_attn, slice(None)) as whole:
+        model(**inputs)
+    with Tap(model.get_decoder().layers[2].self_attn, rows) as tap:
+        model(**inputs)
+    for row, expected, asked in zip(tap.rows[0], whole.rows[0], rows, strict=True):
+        assert torch.allclose(row, expected[:, asked], atol=1e-6)
+
+
 def test_rows_at_a_decode_step_see_the_cache(tiny, batch):
     model = tiny.model
     with Tap(model.get_decoder().layers[1].self_attn, LAST) as tap:
