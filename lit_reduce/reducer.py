@@ -91,6 +91,19 @@ class Reducer(nn.Module):
             tokens.signal(name)
         return self.reduce(tokens, keep)
 
+    def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:  # noqa: ARG002  (methods read them)
+        """Where an encoder, decoder or cache method acts: how many tokens of an image stay from before that layer on.
+
+        Args:
+            depth: Layers of the encoder or decoder.
+            tokens: Visual tokens of the image where they enter it.
+            keep: The image's budget.
+
+        Returns:
+            Counts by layer index, never rising; of kind ``skip``, or at the cache, each holds for its layer alone.
+        """
+        return {}
+
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """The method itself, for ``1 <= keep < N`` and with every declared signal present."""
         raise NotImplementedError(f"{type(self).__name__} must define reduce")
