@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
+from lit_reduce.backbones import shapes
 from lit_reduce.backbones.families import Family, family_of
 from lit_reduce.backbones.identity import identify
 from lit_reduce.errors import UserError
@@ -102,7 +103,8 @@ def load(
     """Load a backbone by name.
 
     Args:
-        name_or_path: ``pocket`` (the reference model of this repository), a folder, or a hub id.
+        name_or_path: ``pocket`` (the reference model of this repository), a folder, a hub id, or ``shape:NAME`` for the
+            layers of a well-known model with random weights (`lit_reduce.backbones.shapes`).
         dtype: A torch dtype or its name; by default float32 on the CPU, the checkpoint's own elsewhere.
         device: By default the GPU where there is one.
         revision: Branch, tag or commit of a hub id.
@@ -114,6 +116,8 @@ def load(
 
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     number = _dtype(dtype) if dtype is not None else torch.float32 if place.type == "cpu" else "auto"
+    if str(name_or_path).startswith(shapes.PREFIX):
+        return wrap(shapes.load_shape(str(name_or_path), number, place), shapes.NoProcessor())
     source = _locate(str(name_or_path))
     try:
         family_of(AutoConfig.from_pretrained(source, revision=revision))
