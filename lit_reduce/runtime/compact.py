@@ -4,7 +4,6 @@ The shortened prompt carries the original position ids, an explicit mask and lef
 attention kernel and decoding mode of transformers works on it unchanged.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from lit_reduce.backbones.families import Grid
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
+from lit_reduce.runtime.call import call, kept, now
 from lit_reduce.runtime.encode import IGNORE, Encoded, encoder_keys, placeholders
-from lit_reduce.tokens import Budget, Reduction, VisualTokens
+from lit_reduce.tokens import Budget
 
 Keep = int | float | str | Budget
 ALONGSIDE = {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": IGNORE}  # one entry a token, and what padding gets
@@ -77,7 +77,7 @@ def compact(
     if positions not in ("keep", "renumber"):
         raise UserError(f"positions='{positions}' is not known; use 'keep' or 'renumber'")
     ids = inputs["input_ids"]
-    start = _now(ids)
+    start = now(ids)
     features, stays, anchors = reduce_images(encoded, reducer, keep)
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
@@ -87,12 +87,12 @@ def compact(
     selected = mask.bool()
     if stays:
         selected = selected.masked_scatter(placeholders(model, ids), torch.cat(stays))
-    total, kept = [len(x) for x in encoded.features], [len(x) for x in features]
+    before, after = [len(x) for x in encoded.features], [len(x) for x in features]
     pictures = encoder_keys(model)
     short = {key: value for key, value in inputs.items() if key not in pictures}
     if features:
         short["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
-    if total == kept:
+    if before == after:
         order, valid = torch.arange(ids.shape[1], device=ids.device).expand_as(ids), selected
         short |= {"attention_mask": mask, "position_ids": logical_positions}
     else:
@@ -104,8 +104,8 @@ def compact(
                 short[name] = _take(inputs[name], order, valid, fill)
     if positions == "renumber":
         short["position_ids"] = prompt_positions(valid)
-    spent = 1000 * (_now(ids) - start)
-    return short, Logical(selected, order, valid, logical_positions, anchors, encoded.grids, total, kept, spent)
+    spent = 1000 * (now(ids) - start)
+    return short, Logical(selected, order, valid, logical_positions, anchors, encoded.grids, before, after, spent)
 
 
 def reduce_images(encoded: Encoded, reducer: Reducer, keep: Keep) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -125,12 +125,10 @@ def reduce_images(encoded: Encoded, reducer: Reducer, keep: Keep) -> tuple[list[
         if k == count:  # keeping all is the identity for every reducer, to the bit and at no cost
             continue
         tokens = encoded.tokens(images, reducer.signals)
-        reduction = reducer(_on_device_of(reducer, tokens), k)
-        _check(reducer, reduction, count)
+        reduction = call(reducer, tokens, k)
         new = reduction.gather(tokens) if reduction.features is None else reduction.features.to(tokens.features.dtype)
         valid = reduction.valid
-        ones = torch.ones_like(reduction.anchors) if valid is None else valid.long()
-        stay = ones.new_zeros(len(images), count).scatter_add(1, reduction.anchors, ones) > 0
+        stay = kept(reduction, count)
         for row, i in enumerate(images):
             real = slice(None) if valid is None else valid[row]
             features[i], stays[i], anchors[i] = new[row][real], stay[row], reduction.anchors[row][real]
@@ -155,34 +153,3 @@ def _take(x: Tensor, order: Tensor, valid: Tensor, fill: int) -> Tensor:
 
 def _pad(model: Any) -> int:
     return int(getattr(model.config.get_text_config(), "pad_token_id", None) or 0)
-
-
-def _on_device_of(reducer: Reducer, tokens: VisualTokens) -> VisualTokens:
-    """Bring a reducer to the tokens' device, and the tokens to its precision: plug-ins stay in their own dtype."""
-    weight = next(reducer.parameters(), None)
-    if weight is None:
-        return tokens
-    x = tokens.features
-    if weight.device != x.device:
-        reducer.to(x.device)
-    if weight.dtype == x.dtype:
-        return tokens
-    signals = {k: v.to(weight.dtype) if v.is_floating_point() else v for k, v in tokens.signals.items()}
-    return VisualTokens(x.to(weight.dtype), tokens.grid, signals)
-
-
-def _check(reducer: Reducer, reduction: Reduction, count: int) -> None:
-    """A third party's mistake here would feed tokens to the wrong positions in silence."""
-    a, valid = reduction.anchors, reduction.valid
-    real = torch.ones_like(a, dtype=torch.bool) if valid is None else valid
-    rising = (a[:, 1:] > a[:, :-1]) | ~real[:, 1:]
-    trailing = real[:, :-1] | ~real[:, 1:]
-    inside = ((a >= 0) & (a < count)) | ~real
-    if not bool(rising.all() & trailing.all() & inside.all() & real.any(1).all()):
-        raise ValueError(f"reducer '{reducer.name}' must return ascending anchors below {count}, the invalid ones last")
-
-
-def _now(x: Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter()

@@ -1,0 +1,59 @@
+"""One call of a reducer, wherever it acts: on its own device and in its own precision, its answer checked."""
+
+import time
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lit_reduce.reducer import Reducer
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+def call(reducer: Reducer, tokens: VisualTokens, keep: int) -> Reduction:
+    """The reduction of ``tokens`` to ``keep``.
+
+    Raises:
+        ValueError: the reducer's answer breaks the rules of `Reduction`.
+    """
+    reduction: Reduction = reducer(_on_device_of(reducer, tokens), keep)
+    _check(reducer, reduction, tokens.count)
+    return reduction
+
+
+def kept(reduction: Reduction, count: int) -> Tensor:
+    """``[B, N]``, true at the anchors."""
+    ones = torch.ones_like(reduction.anchors) if reduction.valid is None else reduction.valid.long()
+    return ones.new_zeros(len(ones), count).scatter_add(1, reduction.anchors, ones) > 0
+
+
+def now(x: Tensor) -> float:
+    """Seconds on a clock, after the device of ``x`` has done its work."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter()
+
+
+def _on_device_of(reducer: Reducer, tokens: VisualTokens) -> VisualTokens:
+    """Bring a reducer to the tokens' device, and the tokens to its precision: plug-ins stay in their own dtype."""
+    weight = next(reducer.parameters(), None)
+    if weight is None:
+        return tokens
+    x = tokens.features
+    if weight.device != x.device:
+        reducer.to(x.device)
+    if weight.dtype == x.dtype:
+        return tokens
+    signals = {k: v.to(weight.dtype) if v.is_floating_point() else v for k, v in tokens.signals.items()}
+    return replace(tokens, features=x.to(weight.dtype), signals=signals)
+
+
+def _check(reducer: Reducer, reduction: Reduction, count: int) -> None:
+    """A third party's mistake here would feed tokens to the wrong positions in silence."""
+    a, valid = reduction.anchors, reduction.valid
+    real = torch.ones_like(a, dtype=torch.bool) if valid is None else valid
+    rising = (a[:, 1:] > a[:, :-1]) | ~real[:, 1:]
+    trailing = real[:, :-1] | ~real[:, 1:]
+    inside = ((a >= 0) & (a < count)) | ~real
+    if not bool(rising.all() & trailing.all() & inside.all() & real.any(1).all()):
+        raise ValueError(f"reducer '{reducer.name}' must return ascending anchors below {count}, the invalid ones last")
