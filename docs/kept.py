@@ -24,7 +24,7 @@ def main() -> None:
     panels: dict[str, Image.Image] = {}
     for row in scene_rows("test", 160):
         picture = row.open()
-        if row.id in panels or row.id not in ("number", "word", "chart", "count"):
+        if row.family in panels or row.family not in ("number", "word", "chart", "count"):
             continue
         inputs = backbone.prepare([picture], [row.prompt])
         encoded = encode(backbone.model, inputs, reducer.signals, backbone.family)
@@ -36,7 +36,7 @@ def main() -> None:
         painted = paint(picture, logical.grids[0], logical.anchors[0].tolist())
         panel.paste(painted.resize((WIDE, WIDE)), (0, CAPTION))
         ImageDraw.Draw(panel).text((2, 4), f"{row.prompt}\n{answer}   ({KEEP} of 576 tokens)", fill="black")
-        panels[str(row.id)] = panel
+        panels[str(row.family)] = panel
     wide = Image.new("RGB", (len(panels) * (WIDE + 8) - 8, WIDE + CAPTION), "white")
     for i, panel in enumerate(panels.values()):
         wide.paste(panel, (i * (WIDE + 8), 0))

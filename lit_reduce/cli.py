@@ -1,16 +1,22 @@
 """The command line: a verb, settings as ``key=value``, one clear line when something is wrong."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lit_reduce.console import Command, run
+from lit_reduce.console import Command, columns, run
 from lit_reduce.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_reduce.data.jsonl import Row
 
 USAGE = """usage: lit-reduce VERB [key=value ...] [--help] [--validate]
 
   predict   answer a question about a picture, or a JSON-lines file of them
   train     train a reducer for a frozen backbone and export it as a plug-in
-  evaluate  score plug-ins and yardsticks on a JSON-lines file
+  evaluate  score a plug-in or a reducer by name on a JSON-lines file
+  compare   score many side by side, with pictures of what each kept
   list      show the reducers that can be used by name
 """
 
@@ -54,19 +60,45 @@ def evaluate(argv: Sequence[str]) -> None:
 
     chosen = resolve(EvaluateSettings, argv, configs_dir(), "evaluate")
     _quiet()
-    score(chosen)
+    score(chosen, {"pocket": _pocket})
+
+
+def compare(argv: Sequence[str]) -> None:
+    """``compare``: see :mod:`lit_reduce.evaluate.compare`."""
+    from lit_reduce.evaluate.compare import CompareSettings
+    from lit_reduce.evaluate.compare import compare as side_by_side
+    from lit_reduce.settings import configs_dir, resolve
+
+    chosen = resolve(CompareSettings, argv, configs_dir(), "compare")
+    _quiet()
+    side_by_side(chosen, {"pocket": _pocket})
 
 
 def list_reducers(argv: Sequence[str]) -> None:
-    """``list``: the registered reducers, what they do and where they come from."""
+    """``list``: the reducers, what they do and where they come from; then the plug-ins under checkpoints/."""
+    from lit_reduce.plugin import CONFIG, read_config
     from lit_reduce.reducer import available
 
     if argv:
         raise UserError(f"list takes no settings, but got {argv[0]}")
+    lines = []
     for name, cls in available().items():
-        trained = "trained" if cls.trained else "training-free"
-        signals = ", ".join(sorted(cls.signals)) or "-"
-        print(f"{name:<12} {cls.kind:<9} {cls.site:<10} {trained:<14} signals: {signals:<12} {cls.paper}".rstrip())
+        weights = "trained" if cls.trained else "by name"
+        lines.append((name, cls.kind, cls.site, weights, ", ".join(sorted(cls.signals)) or "-", cls.paper))
+    print(columns(("reducer", "kind", "site", "use", "signals", "paper"), lines), end="")
+    plugins = []
+    for path in sorted(Path("checkpoints").rglob(CONFIG)):
+        config = read_config(path.parent)
+        budget = f"{min(config.budgets)}-{max(config.budgets)}" if config.budgets else "-"
+        plugins.append((str(path.parent), config.reducer, config.backbone.id, budget))
+    if plugins:
+        print("\n" + columns(("plug-in", "reducer", "backbone", "budgets"), plugins), end="")
+
+
+def _pocket(count: int) -> "Iterator[Row]":
+    from lit_reduce.pocket.data import scene_rows
+
+    return scene_rows("test", count)
 
 
 def _command(verb: str) -> Command:
@@ -74,6 +106,7 @@ def _command(verb: str) -> Command:
         "predict": predict,
         "train": train,
         "evaluate": evaluate,
+        "compare": compare,
         "list": list_reducers,
     }
     if verb in verbs:

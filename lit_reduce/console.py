@@ -1,10 +1,10 @@
-"""Runs a command; what a user can mend becomes one line on stderr and an exit code."""
+"""Runs a command; what a user can mend becomes one line on stderr and an exit code. Lays out tables for terminals."""
 
 import errno
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from lit_reduce.errors import UserError
 
@@ -51,6 +51,18 @@ def run(command: Command, argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _fail(f"{error.strerror}: {error.filename or 'the output'}")
     return 0
+
+
+def columns(header: Sequence[str], lines: Sequence[Sequence[str]], right: Container[int] = ()) -> str:
+    """A table for a terminal, each column as wide as its longest cell; those whose index is in ``right`` end flush."""
+    widths = [max(len(line[place]) for line in (header, *lines)) for place in range(len(header))]
+
+    def row(cells: Sequence[str]) -> str:
+        pairs = enumerate(zip(cells, widths, strict=True))
+        return "  ".join(cell.rjust(width) if place in right else cell.ljust(width) for place, (cell, width) in pairs)
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "".join(f"{line.rstrip()}\n" for line in (row(header), rule, *map(row, lines)))
 
 
 def _fail(message: str) -> int:

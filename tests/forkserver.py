@@ -11,6 +11,7 @@ import sys
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 import lit_reduce.evaluate.answer
+import lit_reduce.evaluate.compare
 import lit_reduce.evaluate.run
 from lit_reduce import cli
 

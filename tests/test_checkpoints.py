@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from lit_reduce.backbones import load
+from lit_reduce.evaluate.plan import Plan
 from lit_reduce.evaluate.suite import evaluate
 from lit_reduce.plugin import load_plugin
 from lit_reduce.pocket.data import scene_rows
@@ -43,7 +44,7 @@ def test_the_plug_in_fits_the_backbone_and_is_small(pocket):
     share = sum(p.numel() for p in reducer.parameters()) / sum(p.numel() for p in pocket.model.parameters())
     assert config.reducer == "covipal"
     assert share <= 0.05
-    results = evaluate(pocket, {"covipal": reducer}, [32], list(scene_rows("test", 48)), 24)
+    results = evaluate(pocket, {"covipal": Plan(reducer)}, [32], list(scene_rows("test", 48)), 24)
     whole, few = results.scores
     assert few.kept == 32
     assert few.accuracy >= whole.accuracy - 0.15

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from lit_reduce.evaluate.compare import CompareSettings
 from omegaconf import OmegaConf
 
 from lit_reduce.distill.settings import TrainSettings
@@ -12,7 +13,12 @@ from lit_reduce.evaluate.run import EvaluateSettings
 from lit_reduce.settings import BackboneSettings, ReducerSettings, configs_dir, resolve
 
 FILES = sorted(configs_dir().rglob("*.yaml"))
-COMMANDS = {"predict": PredictSettings, "evaluate": EvaluateSettings, "train": TrainSettings}
+COMMANDS = {
+    "predict": PredictSettings,
+    "evaluate": EvaluateSettings,
+    "compare": CompareSettings,
+    "train": TrainSettings,
+}
 GROUPS = {"backbone": BackboneSettings, "reducer": ReducerSettings}
 
 

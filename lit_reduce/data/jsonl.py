@@ -1,4 +1,4 @@
-"""Questions about pictures as JSON lines: fields ``image`` and ``prompt``, optional ``id`` and ``answer``."""
+"""Questions about pictures as JSON lines: fields ``image`` and ``prompt``, optional ``id``, ``answer``, ``family``."""
 
 import json
 from collections.abc import Mapping
@@ -23,6 +23,7 @@ class Row:
         id: The user's own name of the row.
         line: The line of the file it came from, counted from 1; 0 for rows made in memory.
         source: The row as the user wrote ``image``: repeated in outputs.
+        family: What kind of question it is, for accuracies by kind.
     """
 
     prompt: str
@@ -31,6 +32,7 @@ class Row:
     id: str | int | None = None
     line: int = 0
     source: str = ""
+    family: str | None = None
 
     def open(self) -> Image.Image:
         """The decoded RGB picture. Raises UserError naming the line when the file is damaged."""
@@ -104,5 +106,8 @@ def _row(record: Any, folder: Path, number: int) -> Row:
         raise UserError("field answer is neither a text nor a list of texts")
     if isinstance(own, bool) or not isinstance(own, str | int | None):
         raise UserError("field id is neither a text nor a whole number")
+    family = record.get("family")
+    if not isinstance(family, str | None):
+        raise UserError("field family is not a text")
     image = record["image"]
-    return Row(prompt=record["prompt"], image=folder / image, answer=answer, id=own, line=number, source=image)
+    return Row(record["prompt"], folder / image, answer, own, number, source=image, family=family)

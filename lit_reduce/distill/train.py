@@ -24,6 +24,7 @@ from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.errors import UserError
+from lit_reduce.evaluate.plan import Plan
 from lit_reduce.evaluate.report import markdown, summary, write_report
 from lit_reduce.evaluate.suite import ALL_TOKENS, Results, evaluate
 from lit_reduce.files import check_writable
@@ -193,14 +194,11 @@ def check_checkpoint(path: Path, module: Distiller) -> None:
 def compare(chosen: TrainSettings, backbone: Backbone, reducer: Reducer) -> Results:
     """Scores the reducer and the yardsticks on the test rows, at every budget of the table."""
     rows, total = test_rows(chosen)
-    reducers: dict[str, Reducer] = {chosen.reducer.name: reducer}
-    reducers |= {name: create(name) for name in chosen.yardsticks}
+    plans = {chosen.reducer.name: Plan(reducer, positions=chosen.positions)}
+    plans |= {name: Plan(create(name)) for name in chosen.yardsticks}
     keeps = [k for k in chosen.table_budgets if k <= backbone.identity.tokens]
     with tqdm(total=total, desc="table", unit="row") as bar:
-        return evaluate(
-            backbone, reducers, keeps, rows, chosen.table_batch, bar.update,
-            positions={chosen.reducer.name: chosen.positions}, timing_runs=chosen.runs,
-        )  # fmt: skip
+        return evaluate(backbone, plans, keeps, rows, chosen.table_batch, bar.update, timing_runs=chosen.runs)
 
 
 def test_rows(chosen: TrainSettings) -> tuple[Iterable[Row], int]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from lit_reduce import settings
@@ -22,6 +21,7 @@ from lit_reduce.evaluate.stream import answer_rows
 from lit_reduce.files import atomic_path, check_writable
 from lit_reduce.settings import BackboneSettings, ReducerSettings
 from lit_reduce.show.overlay import paint
+from lit_reduce.show.seen import seen
 
 
 @dataclass
@@ -82,7 +82,7 @@ def _predict_one(chosen: PredictSettings) -> None:
     if chosen.overlay is not None:
         anchors = list(range(total)) if logical is None else logical.anchors[0].tolist()
         grid = backbone.family.grids(backbone.model, inputs)[0]
-        painted = paint(seen(backbone, inputs["pixel_values"][0]), grid, anchors)
+        painted = paint(seen(backbone, inputs, picture), grid, anchors)
         with atomic_path(chosen.overlay) as temporary:
             painted.save(temporary)
         settings.save(chosen, settings.beside(chosen.overlay))
@@ -117,7 +117,7 @@ def _predict_file(chosen: PredictSettings) -> None:
     backbone = _load(chosen.backbone, plan)
     settings.save(chosen, settings.beside(output))
     with tqdm(total=len(rows), unit="row", desc="predict") as bar:
-        done = answer_rows(
+        _, done = answer_rows(
             rows, output, lambda batch: _answer_batch(backbone, plan, batch, chosen), chosen.batch_size, bar.update
         )
     summary = {"rows": len(rows), "done_before": done, "output": str(output)}
@@ -169,14 +169,3 @@ def _check_same_settings(chosen: PredictSettings, output: Path) -> None:
     for name in ("backbone", "reducer", "keep", "max_new_tokens"):
         if before.get(name) != now[name]:
             raise UserError(f"{output} was begun with another {name} (see {saved}): give another output")
-
-
-def seen(backbone: Backbone, pixels: Tensor) -> Image.Image:
-    """The picture as the tower saw it, resized and cropped: ``[3, H, W]`` back from normalised values."""
-    from torchvision.transforms.functional import to_pil_image
-
-    processor = backbone.processor.image_processor
-    pixels = pixels.float().cpu()
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
-    image: Image.Image = to_pil_image((pixels * std + mean).clamp(0, 1))
-    return image

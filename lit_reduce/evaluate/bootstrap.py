@@ -1,5 +1,7 @@
 """How sure a measured mean is: percentile bootstrap intervals."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,15 +21,52 @@ def interval(values: Tensor, level: float = 0.95, resamples: int = 2000, seed: i
     Raises:
         ValueError: ``values`` is empty or ``level`` lies outside (0, 1).
     """
-    if values.ndim != 1 or len(values) == 0:
+    return _interval(values[:, None], lambda means: means[:, 0], level, resamples, seed)
+
+
+def ratio_interval(
+    values: Tensor, reference: Tensor, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of ``mean(values) / mean(reference)``, both scored on the same items.
+
+    Items are drawn in pairs, so what makes an item hard for both does not widen the interval. A draw in which the
+    reference scores 0 says nothing and is left out.
+
+    Args:
+        values: ``[n]`` scores.
+        reference: ``[n]`` scores of the same items in the same order.
+        level: As in :func:`interval`.
+        resamples: As in :func:`interval`.
+        seed: As in :func:`interval`.
+
+    Raises:
+        ValueError: As :func:`interval`, or the two differ in length, or the reference scores 0 in every draw.
+    """
+    if values.shape != reference.shape:
+        raise ValueError("values and reference must score the same items")
+
+    def ratio(means: Tensor) -> Tensor:
+        means = means[means[:, 1] != 0]
+        if not len(means):
+            raise ValueError("the reference scores 0, so nothing can be relative to it")
+        return means[:, 0] / means[:, 1]
+
+    return _interval(torch.stack([values, reference], 1), ratio, level, resamples, seed)
+
+
+def _interval(
+    items: Tensor, statistic: Callable[[Tensor], Tensor], level: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """Interval of a statistic of the column means of ``items`` ``[n, m]``."""
+    if items.ndim != 2 or len(items) == 0:
         raise ValueError("values must be one row of at least one score")
     if not 0 < level < 1:
         raise ValueError("level must lie between 0 and 1")
-    values = values.double().cpu()
+    items = items.double().cpu()
     generator = torch.Generator().manual_seed(seed)
-    means = torch.empty(resamples, dtype=torch.float64)
+    means = torch.empty(resamples, items.shape[1], dtype=torch.float64)
     for index in range(resamples):  # one row at a time: a [resamples, n] index would be large for big test sets
-        means[index] = values[torch.randint(len(values), (len(values),), generator=generator)].mean()
+        means[index] = items[torch.randint(len(items), (len(items),), generator=generator)].mean(0)
     tail = (1 - level) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(statistic(means), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high

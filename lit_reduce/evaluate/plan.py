@@ -12,7 +12,7 @@ from lit_reduce.backbones import Backbone
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import PluginConfig, check_backbone, load_plugin
 from lit_reduce.reducer import Reducer, available, create, find
-from lit_reduce.runtime import compact, encode
+from lit_reduce.runtime import attach, compact, encode
 from lit_reduce.runtime.compact import Logical
 from lit_reduce.runtime.encode import Encoded
 from lit_reduce.settings import ReducerSettings
@@ -34,6 +34,16 @@ class Plan:
     keep: int | float = 1.0
     positions: str = "keep"
     trained_for: PluginConfig | None = None
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """What one shared pass of the vision tower must give beside the features."""
+        return self.reducer.signals if self.reducer is not None and self.shares_encoding else frozenset()
+
+    @property
+    def shares_encoding(self) -> bool:
+        """Whether the tower runs as in the plain model, and all that is dropped is dropped behind it."""
+        return self.reducer is None or self.reducer.site == "projector"
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a plug-in of another backbone, and a budget above its token count, before anything runs.
@@ -92,6 +102,10 @@ def generate(
         One answer a prompt, and what was kept (None when the plan keeps all).
     """
     short, logical = dict(inputs), None
+    if plan.reducer is not None and not plan.shares_encoding:
+        with attach(backbone.model, plan.reducer, plan.keep, plan.positions) as attachment:
+            whole: Tensor = backbone.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+            return backbone.decode(whole, short), attachment.logical
     if plan.reducer is not None:
         encoded = encoded or encode(backbone.model, inputs, plan.reducer.signals, backbone.family)
         short, logical = compact(backbone.model, inputs, encoded, plan.reducer, plan.keep, plan.positions)

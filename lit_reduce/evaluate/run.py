@@ -1,30 +1,33 @@
-"""``lit-reduce evaluate``: score reducers on a user's file and write the report."""
+"""``lit-reduce evaluate``: score a reducer on questions with answers and write the report."""
 
-from dataclasses import dataclass, field, replace
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from lit_reduce import settings
-from lit_reduce.backbones import load
-from lit_reduce.data.jsonl import read_rows
+from lit_reduce.backbones import Backbone, load
+from lit_reduce.data.jsonl import Row, read_rows
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate.plan import Plan, find_plan
 from lit_reduce.evaluate.report import text_table, write_report
-from lit_reduce.evaluate.suite import evaluate
+from lit_reduce.evaluate.suite import Results, evaluate
 from lit_reduce.files import check_writable
 from lit_reduce.settings import BackboneSettings, ReducerSettings
 from lit_reduce.tokens import Budget
 
+Named = Mapping[str, Callable[[int], Iterable[Row]]]
+"""Questions that need no file, by the name that ``data`` takes: how many -> so many rows."""
+
 
 @dataclass
-class EvaluateSettings:
-    """Settings of ``evaluate``; ``configs/evaluate.yaml`` explains each."""
+class ScoreSettings:
+    """What ``evaluate`` and ``compare`` have in common; their files in configs/ explain each setting."""
 
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    reducer: ReducerSettings = field(default_factory=ReducerSettings)
-    yardsticks: list[str] = field(default_factory=list)
     keep: Any = 64
     data: str | None = None
     out: str = "outputs/report.json"
@@ -34,48 +37,103 @@ class EvaluateSettings:
     runs: int = 5
 
 
-def run(chosen: EvaluateSettings) -> None:
-    """Score the reducer and the yardsticks at every budget; writes JSON, Markdown and a plot, prints a table.
+@dataclass
+class EvaluateSettings(ScoreSettings):
+    """Settings of ``evaluate``; ``configs/evaluate.yaml`` explains each."""
+
+    reducer: ReducerSettings = field(default_factory=ReducerSettings)
+
+
+def run(chosen: EvaluateSettings, named: Named | None = None) -> None:
+    """Score the reducer at every budget; writes JSON, Markdown, a plot and all answers, prints a table.
 
     Raises:
         UserError: A setting, the data, a picture or a plug-in is not usable.
     """
-    if chosen.data is None:
-        raise UserError("no data are given: write data=FILE.jsonl with image, prompt and answer in each line")
+    keeps = check(chosen, ".json")
+    plan = find_plan(chosen.reducer, keeps[0])
+    plans = {} if plan.reducer is None else {plan.reducer.name: plan}
+    rows, backbone = questions(chosen, named or {}), open_backbone(chosen)
+    results, journal = score(chosen, backbone, plans, keeps, rows)
+    out = Path(chosen.out)
+    report = write_report(results, out)
+    print(text_table(report), end="")
+    finish(chosen, journal, [out, out.with_suffix(".md"), out.with_suffix(".png")])
+
+
+def check(chosen: ScoreSettings, suffix: str) -> list[int | float]:
+    """Refuse settings that cannot work before anything is read or loaded; returns the budgets.
+
+    Raises:
+        UserError: One of them cannot.
+    """
     for name, least in (("batch_size", 1), ("max_new_tokens", 1), ("runs", 0), ("limit", 1)):
         if getattr(chosen, name) is not None and getattr(chosen, name) < least:
             raise UserError(f"{name}={getattr(chosen, name)}: give {least} or more")
     keeps = [Budget.parse(keep).value for keep in (chosen.keep if isinstance(chosen.keep, list) else [chosen.keep])]
     if not keeps:
         raise UserError("keep=[] holds no budget: give one or more, as keep=[64,32]")
-    plans: dict[str, Plan] = {}
-    for reducer in [chosen.reducer, *(ReducerSettings(name) for name in chosen.yardsticks)]:
-        plan = find_plan(reducer, keeps[0])
-        if plan.reducer is not None:
-            label = plan.reducer.name if plan.reducer.name not in plans else reducer.name
-            plans[label] = plan
-    out = Path(chosen.out)
-    if out.suffix != ".json":
-        raise UserError(f"out={out}: the report is JSON, so give a name that ends in .json")
-    check_writable(out)
-    rows = read_rows(chosen.data, need_answers=True)[: chosen.limit]
-    backbone = load(chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision)
-    for plan in plans.values():
-        for keep in keeps:
-            replace(plan, keep=keep).check(backbone)
-    with tqdm(total=len(rows), unit="row", desc="evaluate") as bar:
+    if Path(chosen.out).suffix != suffix:
+        raise UserError(f"out={chosen.out}: give the report a name that ends in {suffix}")
+    check_writable(chosen.out)
+    return list(dict.fromkeys(keeps))
+
+
+def questions(chosen: ScoreSettings, named: Named) -> list[Row]:
+    """The rows to score on: of a file, or of a set that is known by name.
+
+    Raises:
+        UserError: No data, a file that is not usable, or a row without an answer.
+    """
+    known = "".join(f", or data={name}" for name in named)
+    if chosen.data is None:
+        raise UserError(f"no data are given: write data=FILE.jsonl with image, prompt and answer in each line{known}")
+    if chosen.data in named and not Path(chosen.data).exists():
+        return list(named[chosen.data](chosen.limit or 500))
+    return read_rows(chosen.data, need_answers=True)[: chosen.limit]
+
+
+def open_backbone(chosen: ScoreSettings) -> Backbone:
+    """The backbone that the settings name."""
+    return load(chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision)
+
+
+def score(
+    chosen: ScoreSettings,
+    backbone: Backbone,
+    plans: Mapping[str, Plan],
+    keeps: list[int | float],
+    rows: list[Row],
+    tolerant: bool = False,
+) -> tuple[Results, Path]:
+    """Ask all questions under all plans, with a progress bar; a killed run goes on where it stopped.
+
+    Returns:
+        What was found, and the journal that :func:`finish` puts beside the report.
+    """
+    journal = _journal(chosen, backbone, plans, keeps)
+    with tqdm(total=len(rows), unit="row", desc="questions") as bar:
         results = evaluate(
-            backbone,
-            {name: plan.reducer for name, plan in plans.items() if plan.reducer is not None},
-            keeps,
-            rows,
-            chosen.batch_size,
-            bar.update,
-            positions={name: plan.positions for name, plan in plans.items()},
-            max_new_tokens=chosen.max_new_tokens,
-            timing_runs=chosen.runs,
-        )
-    report = write_report(results, out)
+            backbone, plans, keeps, rows, chosen.batch_size, bar.update, max_new_tokens=chosen.max_new_tokens,
+            timing_runs=chosen.runs, journal=journal, tolerant=tolerant,
+        )  # fmt: skip
+    return results, journal
+
+
+def finish(chosen: ScoreSettings, journal: Path, written: list[Path]) -> None:
+    """Keep every answer and the settings beside a finished report, and say where all of it is."""
+    out = Path(chosen.out)
+    answers = out.with_suffix(".rows.jsonl")
+    journal.replace(answers)
     settings.save(chosen, settings.beside(out))
-    print(text_table(report), end="")
-    print(f"report: {out}, {out.with_suffix('.md')}, {out.with_suffix('.png')}")
+    print(f"written: {', '.join(str(path) for path in [*written, answers])}")
+
+
+def _journal(chosen: ScoreSettings, backbone: Backbone, plans: Mapping[str, Plan], keeps: list[int | float]) -> Path:
+    """Where the answers grow. Its name holds a digest of all that decides them, so no other run is ever continued."""
+    made_by: list[Any] = [backbone.identity.hash, keeps, chosen.max_new_tokens]
+    for name, plan in plans.items():
+        weights = None if plan.trained_for is None else plan.trained_for.weights_sha256
+        made_by.append((name, plan.positions, weights, plan.reducer and (plan.reducer.name, plan.reducer.config)))
+    digest = hashlib.sha256(repr(made_by).encode()).hexdigest()[:8]
+    return Path(chosen.out).with_suffix(f".{digest}.part.jsonl")

@@ -15,7 +15,7 @@ Answers = Callable[[Sequence[Row]], list[dict[str, Any]]]
 
 def answer_rows(
     rows: Sequence[Row], output: str | Path, answers: Answers, batch_size: int, on_batch: Callable[[int], None]
-) -> int:
+) -> tuple[list[dict[str, Any]], int]:
     """Append one JSON line to ``output`` for every row, in the order of the rows.
 
     Lines that are already there are taken as done, after checking that they answer these rows; an unfinished last line
@@ -29,7 +29,7 @@ def answer_rows(
         on_batch: Called with the number of rows that are done, first with those of earlier runs.
 
     Returns:
-        How many rows earlier runs had done.
+        The lines, one a row, and how many of them earlier runs had done.
 
     Raises:
         UserError: The file cannot be written, another run is writing it, or it answers other rows.
@@ -38,23 +38,31 @@ def answer_rows(
     try:
         with output.open("ab+", buffering=0) as file:
             _lock(file, output)
-            done = _recover(file, rows, output)
+            records = _recover(file, rows, output)
+            done = len(records)
             on_batch(done)
             for start in range(done, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
-                records = [_asked(row) | answer for row, answer in zip(batch, answers(batch), strict=True)]
-                _append(file, records)
+                fresh = answer_batch(batch, answers)
+                _append(file, fresh)
+                records += fresh
                 on_batch(len(batch))
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}; what was finished is kept") from error
-    return done
+    return records, done
+
+
+def answer_batch(batch: Sequence[Row], answers: Answers) -> list[dict[str, Any]]:
+    """The lines of a batch: each question, then its answer."""
+    return [_asked(row) | answer for row, answer in zip(batch, answers(batch), strict=True)]
 
 
 def _asked(row: Row) -> dict[str, Any]:
     """The part of a line that repeats the question: it says later which row was answered."""
     record: dict[str, Any] = {} if row.id is None else {"id": row.id}
     record |= {"image": row.source, "prompt": row.prompt}
-    return record if row.answer is None else record | {"expected": row.answer}
+    record |= {} if row.answer is None else {"expected": row.answer}
+    return record if row.family is None else record | {"family": row.family}
 
 
 def _append(file: FileIO, records: Sequence[dict[str, Any]]) -> None:
@@ -70,19 +78,21 @@ def _append(file: FileIO, records: Sequence[dict[str, Any]]) -> None:
         raise
 
 
-def _recover(file: FileIO, rows: Sequence[Row], output: Path) -> int:
-    """Cut an unfinished last line and count the finished ones, each compared with its row."""
+def _recover(file: FileIO, rows: Sequence[Row], output: Path) -> list[dict[str, Any]]:
+    """Cut an unfinished last line and return the finished ones, each compared with its row."""
     file.seek(0)
     lines = file.read().splitlines(keepends=True)
     if lines and _record(lines[-1]) is None:
         lines.pop()
+    records = []
     for number, line in enumerate(lines, start=1):
         record = _record(line)
         row = rows[number - 1] if number <= len(rows) else None
         if record is None or row is None or _asked(row) != {key: record.get(key) for key in _asked(row)}:
             raise UserError(f"{output} line {number} does not answer row {number} of the input: give another output")
+        records.append(record)
     file.truncate(sum(map(len, lines)))
-    return len(lines)
+    return records
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ def scene_groups(split: str, count: int, turns: int) -> list[Group]:
 
 
 def scene_rows(split: str, count: int) -> Iterator[Row]:
-    """Yields one question a scene, the families in turn; ``id`` is the family's name.
+    """Yields one question a scene, the families in turn.
 
     Scenes that have no clear question of the family whose turn it is are passed over.
     """
@@ -35,4 +35,4 @@ def scene_rows(split: str, count: int) -> Iterator[Row]:
             scene = make_scene(split, index)
             question = ask(scene, scene_rng(split, index, 5), family)
             index += 1
-        yield Row(question.prompt, render(scene), question.answer, id=family, source=f"{split}/{index - 1}")
+        yield Row(question.prompt, render(scene), question.answer, family=family, source=f"{split}/{index - 1}")

@@ -14,6 +14,7 @@ from lit_reduce.evaluate.plan import Plan, generate
 from lit_reduce.evaluate.suite import ALL_TOKENS, evaluate
 from lit_reduce.reducer import create
 
+PLANS = {"grid": Plan(create("grid")), "cls": Plan(create("fastervlm"))}
 PROMPTS = ["what is red ?", "the big ?", "is the red big here ?", "w20 w21", "what ?"]
 
 
@@ -31,7 +32,8 @@ def rows(tiny: Backbone, pictures: list[Image.Image]) -> list[Row]:
 def test_equals_answering_one_by_one(tiny: Backbone, rows: list[Row]) -> None:
     reducers = {"grid": create("grid"), "cls": create("fastervlm")}
     steps: list[int] = []
-    results = evaluate(tiny, reducers, [9, 0.5], rows, batch_size=2, on_batch=steps.append, max_new_tokens=3)
+    plans = {name: Plan(reducer) for name, reducer in reducers.items()}
+    results = evaluate(tiny, plans, [9, 0.5], rows, batch_size=2, on_batch=steps.append, max_new_tokens=3)
     assert (results.rows, results.tokens, steps) == (5, 36, [2, 2, 1])
     assert results.score(ALL_TOKENS, None).correct == [1, 1, 1, 1, 0]
     assert [(score.reducer, score.keep, score.kept) for score in results.scores] == [
@@ -54,7 +56,7 @@ def test_each_picture_is_encoded_once_for_all_reducers(
     calls = []
     real = suite.encode
     monkeypatch.setattr(suite, "encode", lambda *a, **k: calls.append(1) or real(*a, **k))
-    evaluate(tiny, {"grid": create("grid"), "cls": create("fastervlm")}, [9, 4], rows, batch_size=5, max_new_tokens=1)
+    evaluate(tiny, PLANS, [9, 4], rows, batch_size=5, max_new_tokens=1)
     assert len(calls) == 1
 
 
@@ -74,11 +76,11 @@ def test_rows_are_taken_lazily_and_need_answers(tiny: Backbone, rows: list[Row])
     with pytest.raises(UserError, match="nothing to evaluate"):
         evaluate(tiny, {}, [], [])
     with pytest.raises(UserError, match="only 36"):
-        evaluate(tiny, {"grid": create("grid")}, [37], rows)
+        evaluate(tiny, {"grid": Plan(create("grid"))}, [37], rows)
 
 
 def test_timing_is_measured_for_every_plan(tiny: Backbone, rows: list[Row]) -> None:
-    results = evaluate(tiny, {"grid": create("grid")}, [9], rows[:1], max_new_tokens=1, timing_runs=2)
+    results = evaluate(tiny, {"grid": Plan(create("grid"))}, [9], rows[:1], max_new_tokens=1, timing_runs=2)
     for score in results.scores:
         assert score.timing is not None
         assert 0 < score.timing.low <= score.timing.median <= score.timing.high
