@@ -23,25 +23,31 @@ ENTRY_POINTS = "lit_reduce.reducers"
 
 @dataclass
 class ReducerConfig:
-    """Settings of a reducer: plain fields, each ``field(metadata={"help": ...})``; a method subclasses it."""
+    """Settings of a reducer: plain fields, each ``field(metadata={"help": ...})``; a method subclasses it.
+
+    A field whose metadata has ``choices`` takes no other value.
+    """
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], owner: str = "reducer") -> "ReducerConfig":
         """Build the settings from a mapping.
 
         Raises:
-            UserError: an unknown option (the nearest right one is named) or a value of the wrong type.
+            UserError: an unknown option (the nearest right one is named), a value of the wrong type or not a choice.
         """
         hints = get_type_hints(cls)
-        known = [entry.name for entry in dataclasses.fields(cls)]
+        choices = {entry.name: entry.metadata.get("choices", ()) for entry in dataclasses.fields(cls)}
+        known = list(choices)
         for key, value in options.items():
             if key not in known:
                 raise UserError(f"{owner}: unknown option '{key}'; {_nearest(key, known)}")
             wanted = hints[key]
             allowed = (int, float) if wanted is float else wanted
-            wrong = not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool)
-            if wanted in (int, float, bool, str) and wrong:
+            plain = wanted in (int, float, bool, str)
+            if plain and (not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool)):
                 raise UserError(f"{owner}: option '{key}' must be of type {wanted.__name__}, not {value!r}")
+            if choices[key] and value not in choices[key]:
+                raise UserError(f"{owner}: option '{key}' must be one of {', '.join(choices[key])}, not {value!r}")
         try:
             return cls(**options)
         except TypeError as error:  # a mandatory option is missing

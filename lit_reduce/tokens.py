@@ -58,6 +58,7 @@ class Reduction:
         valid: ``[B, K]`` bool, or None when all are valid. Invalid entries trail and are ignored.
         scores: ``[B, N]``, for overlays and training.
         assignment: ``[B, N]`` int64, which of the K tokens each original one went into, -1 for none.
+        size: ``[B, K]``, how many original tokens each stands for, or None when the method does not say.
     """
 
     anchors: Tensor
@@ -65,6 +66,7 @@ class Reduction:
     valid: Tensor | None = None
     scores: Tensor | None = None
     assignment: Tensor | None = None
+    size: Tensor | None = None
 
     def gather(self, tokens: VisualTokens) -> Tensor:
         """The reduced tokens ``[B, K, D]``."""

@@ -17,7 +17,7 @@ class ToyConfig(ReducerConfig):
     size: int = field(default=2, metadata={"help": "how big"})
     rate: float = 0.5
     wide: bool = False
-    mode: str = "a"
+    mode: str = field(default="a", metadata={"help": "which", "choices": ("a", "b")})
 
 
 class Toy(ScoringReducer):
@@ -98,6 +98,7 @@ def test_register_create_find():
         ({"size": 1.5}, "must be of type int"),
         ({"wide": 1}, "must be of type bool"),
         ({"rate": None}, "must be of type float"),
+        ({"mode": "c"}, "option 'mode' must be one of a, b, not 'c'"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

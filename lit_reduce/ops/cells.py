@@ -1,4 +1,4 @@
-"""Cutting the token grid into exactly K cells, the common ground of the grid selector and the pooling merger."""
+"""Cutting the token grid into exactly K cells, the common ground of the grid selector, pooling and resampling."""
 
 import math
 from functools import lru_cache
@@ -27,11 +27,37 @@ def cells(grid: tuple[int, int, int], count: int, k: int) -> tuple[Tensor, Tenso
     return torch.tensor(anchors), torch.tensor(owner)
 
 
+def lattice(grid: tuple[int, int, int], count: int, k: int) -> list[tuple[range, tuple[int, int], tuple[int, int]]]:
+    """The same cells without rounding to whole tokens: the points of an even ``k``-fold resampling.
+
+    Args:
+        grid: Frames, rows, columns.
+        count: Tokens of an image, N.
+        k: Between 1 and N.
+
+    Returns:
+        For each cell, in the order of `cells`: its frames, (which band of how many), (which cell of how many in it).
+    """
+    frames, rows, columns = _shape(grid, count)
+    shares = [1] * k if k <= frames else _shares(k, frames)
+    return [
+        (range(first, last), (band, len(bands)), (cell, len(cuts)))
+        for number, (first, last) in enumerate(_split(frames, min(k, frames)))
+        for bands in [_bands(rows, columns, shares[number])]
+        for band, (_, cuts) in enumerate(bands)
+        for cell in range(len(cuts))
+    ]
+
+
+def _shape(grid: tuple[int, int, int], count: int) -> tuple[int, int, int]:
+    return grid if math.prod(grid) == count else (1, 1, count)
+
+
 @lru_cache(maxsize=256)
 def _cut(grid: tuple[int, int, int], count: int, k: int) -> tuple[list[int], list[int]]:
     if not 1 <= k <= count:
         raise ValueError(f"cannot cut {count} tokens into {k} cells")
-    frames, rows, columns = grid if math.prod(grid) == count else (1, 1, count)
+    frames, rows, columns = _shape(grid, count)
     anchors: list[int] = []
     owner = [-1] * count
     for first, last in _split(frames, min(k, frames)):

@@ -1,8 +1,10 @@
 """Mergers: how N tokens become K new ones."""
 
+import torch
 from torch import Tensor
 
 from lit_reduce.ops.cells import cells
+from lit_reduce.ops.similarity import cosine, exact, gather_tokens
 
 
 def average_pool(features: Tensor, grid: tuple[int, int, int], k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,3 +25,122 @@ def average_pool(features: Tensor, grid: tuple[int, int, int], k: int) -> tuple[
     # Summed in float32: a half-precision sum over a large cell would lose the small differences.
     sums = features.new_zeros(batch, k, width, dtype=features.float().dtype).index_add(1, owner, features.float())
     return (sums / sizes).to(features.dtype), anchors, owner
+
+
+def nearest(metric: Tensor, anchors: Tensor) -> Tensor:
+    """Which anchor each token is most similar to, by cosine; an anchor goes to itself, ties to the lower one.
+
+    Args:
+        metric: ``[B, N, D]``.
+        anchors: ``[B, K]``.
+
+    Returns:
+        ``[B, N]`` int64 below K.
+    """
+    owner = cosine(gather_tokens(metric, anchors), metric).argmax(1)
+    return owner.scatter(1, anchors, torch.arange(anchors.shape[1], device=anchors.device).expand_as(anchors))
+
+
+def assignment(anchors: Tensor, taker: Tensor) -> Tensor:
+    """Which of K tokens each original one went into, from the token that took it.
+
+    Args:
+        anchors: ``[B, K]``.
+        taker: ``[B, N]``, for each token the anchor that it went into, itself for anchors; -1 for none.
+
+    Returns:
+        ``[B, N]`` int64 below K, -1 for none.
+    """
+    number = torch.full_like(taker, -1)
+    number = number.scatter(1, anchors, torch.arange(anchors.shape[1], device=anchors.device).expand_as(anchors))
+    return number.gather(1, taker.clamp_min(0)).masked_fill(taker < 0, -1)
+
+
+def merge_mean(features: Tensor, owner: Tensor, k: int, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Weighted mean of the tokens that share an owner: with sizes as weights, ToMe's merge (arXiv 2210.09461).
+
+    Args:
+        features: ``[B, N, D]``.
+        owner: ``[B, N]`` below ``k``, -1 for tokens that are dropped.
+        k: New tokens.
+        weight: ``[B, N]``, ones when None.
+
+    Returns:
+        Means ``[B, k, D]`` in the dtype of the features, and the summed weights ``[B, k]``.
+    """
+    share = _shares(features, owner, k)
+    share = share if weight is None else share * exact(weight)[:, None]
+    mass = share.sum(-1)
+    return (share @ exact(features) / mass.clamp_min(1e-12)[..., None]).to(features.dtype), mass
+
+
+def merge_sum(features: Tensor, owner: Tensor, anchors: Tensor) -> Tensor:
+    """Each anchor plus the mean of the other tokens it owns: VisionZip's contextual tokens (arXiv 2412.04467).
+
+    The sum of two vectors, up to twice as long as a token, is what the official code does; `merge_mean` keeps the
+    length.
+
+    Args:
+        features: ``[B, N, D]``.
+        owner: ``[B, N]`` below K, -1 for none.
+        anchors: ``[B, K]``.
+
+    Returns:
+        ``[B, K, D]``.
+    """
+    others = owner.scatter(1, anchors, -1)
+    mean, _ = merge_mean(features, others, anchors.shape[1])
+    return gather_tokens(features, anchors) + mean
+
+
+def merge_attention(features: Tensor, metric: Tensor, attention: Tensor, anchors: Tensor, neighbours: int) -> Tensor:
+    """Each anchor plus its nearest other tokens times their attention: LLaVA-PruMerge (arXiv 2403.15388).
+
+    Nothing is normalised; neighbours may be anchors themselves and serve several.
+
+    Args:
+        features: ``[B, N, D]``.
+        metric: ``[B, N, Dk]`` that cosines are taken of.
+        attention: ``[B, N]``.
+        anchors: ``[B, K]``.
+        neighbours: The paper's is 32.
+
+    Returns:
+        ``[B, K, D]``.
+    """
+    similarity = cosine(gather_tokens(metric, anchors), metric).scatter(2, anchors[..., None], -torch.inf)
+    near = similarity.sort(dim=-1, descending=True, stable=True).indices[..., : min(neighbours, metric.shape[1] - 1)]
+    weight = torch.zeros_like(similarity).scatter(2, near, 1) * exact(attention)[:, None]
+    return (exact(gather_tokens(features, anchors)) + weight @ exact(features)).to(features.dtype)
+
+
+def windows(grid: tuple[int, int, int], size: int) -> Tensor:
+    """Which square window each token of the grid lies in ``[N]``, in raster order; -1 beyond the last whole one."""
+    frames, rows, columns = grid
+    down, across = rows // size, columns // size
+    row, column = torch.arange(rows) // size, torch.arange(columns) // size
+    owner = (row[:, None] * across + column).masked_fill((row >= down)[:, None] | (column >= across), -1)
+    shifts = torch.arange(frames)[:, None, None] * (down * across)
+    return torch.where(owner >= 0, owner + shifts, -1).flatten()
+
+
+def agreement(features: Tensor, owner: Tensor, k: int) -> Tensor:
+    """Mean cosine of the pairs of tokens in each of ``k`` groups ``[B, k]``; a single token agrees fully.
+
+    By the identity ``|sum of units|^2 = n + sum over pairs``; MustDrop (arXiv 2411.10803) merges windows above 0.8.
+
+    Args:
+        features: ``[B, N, D]``.
+        owner: ``[B, N]`` or ``[N]`` below ``k``, -1 for none.
+        k: Groups.
+    """
+    units = torch.nn.functional.normalize(exact(features), dim=-1)
+    share = _shares(features, owner.expand(len(features), -1), k)
+    size = share.sum(-1)
+    pairs = (share @ units).square().sum(-1) - size
+    return torch.where(size > 1, pairs / (size * (size - 1)).clamp_min(1), 1.0)
+
+
+def _shares(features: Tensor, owner: Tensor, k: int) -> Tensor:
+    """``[B, k, N]``, one where the token goes."""
+    return (owner[:, None] == torch.arange(k, device=owner.device)[:, None]).to(exact(features[:1, :1]).dtype)

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lit_reduce.ops.cells import cells
 
@@ -23,30 +22,91 @@ def topk_sorted(scores: Tensor, k: int) -> Tensor:
     return ranked[:, :k].sort(dim=-1).values
 
 
-def farthest_point(features: Tensor, k: int) -> Tensor:
-    """The ``k`` most mutually different tokens, greedily: maximise the smallest cosine distance to those chosen.
+def ranks(scores: Tensor) -> Tensor:
+    """The place of each score ``[..., N]`` when sorted from high to low, 0 first; the lower of equal ones first."""
+    order = scores.nan_to_num(nan=-torch.inf).sort(dim=-1, descending=True, stable=True).indices
+    return order.argsort(dim=-1)
 
-    DivPrune (arXiv 2503.02175), its max-min diversity problem: the first token is the one farthest from its nearest
-    neighbour, each next one the farthest from all chosen. Ours never chooses a token twice, even among duplicates.
+
+def places(chosen: Tensor, k: int) -> Tensor:
+    """Indices ``[B, k]`` of the true entries of ``chosen`` ``[B, N]``, ascending; each row has ``k`` of them."""
+    return (~chosen).to(torch.uint8).sort(dim=-1, stable=True).indices[:, :k]
+
+
+def row_topk(scores: Tensor, columns: int, k: int) -> Tensor:
+    """Whole rows of the raster with the largest sums; the last row begun gives its best tokens. FoPru's row strategy.
 
     Args:
-        features: ``[B, N, D]``.
+        scores: ``[B, N]``.
+        columns: Tokens of a row, must divide N.
         k: Between 1 and N.
 
     Returns:
         ``[B, k]`` int64, ascending.
     """
-    unit = F.normalize(features.detach().float(), dim=-1)
-    distance = 1 - unit @ unit.transpose(1, 2)
-    rows = torch.arange(len(unit), device=unit.device)
-    nearest = distance.diagonal_scatter(torch.full_like(unit[..., 0], torch.inf), dim1=1, dim2=2).amin(-1)
-    chosen = torch.zeros_like(nearest, dtype=torch.bool)
-    for step in range(k):
-        pick = nearest.masked_fill(chosen, -torch.inf).argmax(-1)
-        chosen[rows, pick] = True
-        # The neighbour distances served the first pick only; from here on what counts is the distance to the chosen.
-        nearest = distance[rows, pick] if step == 0 else torch.minimum(nearest, distance[rows, pick])
-    return chosen.nonzero()[:, 1].view(len(unit), k)
+    rows = scores.unflatten(1, (-1, columns))
+    before = ranks(rows.sum(-1)) * columns
+    return places((before[..., None] + ranks(rows) < k).flatten(1), k)
+
+
+def share_topk(scores: Tensor, part: Tensor, counts: Tensor) -> Tensor:
+    """The best of each part ``[B, N]`` bool: as many as its count says.
+
+    Args:
+        scores: ``[B, N]``.
+        part: ``[N]`` int64, which of P parts a token lies in.
+        counts: ``[B, P]``.
+    """
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    for number in range(counts.shape[1]):
+        members = (part == number).nonzero()[:, 0]
+        chosen[:, members] = ranks(scores[:, members]) < counts[:, number, None]
+    return chosen
+
+
+def thin_out(order: Tensor, similarity: Tensor, k: int, step: int = 8) -> Tensor:
+    """Drop near-duplicates until ``k`` of a list remain: VisPruner (arXiv 2412.01818).
+
+    Each round parts the list into its even and odd places, drops the ``step`` even ones most similar to some odd one,
+    and goes on with the even ones left, most similar first, before the odd ones. Unlike the official code it takes
+    lists of odd length.
+
+    Args:
+        order: ``[B, R]`` token indices, the most important first.
+        similarity: ``[B, N, N]``.
+        k: At most R.
+        step: Dropped in a round.
+
+    Returns:
+        ``[B, k]`` int64 in the list's last order.
+    """
+    while order.shape[1] > k:
+        even, odd = order[:, ::2], order[:, 1::2]
+        drop = min(step, order.shape[1] - k, even.shape[1])
+        pairs = even[..., None] * similarity.shape[2] + odd[:, None]
+        closest = similarity.flatten(1).gather(1, pairs.flatten(1)).view_as(pairs).amax(-1)
+        ranked = even.gather(1, closest.sort(dim=-1, descending=True, stable=True).indices)
+        order = torch.cat([ranked[:, drop:], odd], 1)
+    return order
+
+
+def least_similar(similarity: Tensor, kept: Tensor, k: int) -> Tensor:
+    """Pivot by pivot the tokens least similar to it, ``k`` with those kept before: DART (arXiv 2502.11494).
+
+    Args:
+        similarity: ``[B, P, N]`` of each pivot with each token.
+        kept: ``[B, N]`` bool, tokens that stay anyway (pivots among them), as many in each row.
+        k: All that stay.
+
+    Returns:
+        ``[B, k]`` int64, ascending.
+    """
+    pivots, extra = similarity.shape[1], k - int(kept[0].sum())
+    for pivot in range(pivots):
+        share = (pivot + 1) * extra // pivots - pivot * extra // pivots
+        far = (-similarity[:, pivot]).masked_fill(kept, -torch.inf)
+        kept = kept.scatter(1, topk_sorted(far, share), True)
+    return places(kept, k)
 
 
 def uniform_grid(grid: tuple[int, int, int], count: int, k: int) -> Tensor:

@@ -1,6 +1,6 @@
 """DivPrune: keep the tokens that differ most from one another."""
 
-from lit_reduce.ops.selectors import farthest_point
+from lit_reduce.ops.greedy import farthest_point
 from lit_reduce.reducer import Reducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 

@@ -1,12 +1,9 @@
-"""Behaviour that every untrained reducer shares, and what each of them keeps."""
+"""What the controls, FasterVLM and DivPrune keep."""
 
-import pytest
 import torch
 
-from lit_reduce.reducer import KINDS, SITES, available, create
+from lit_reduce.reducer import create
 from lit_reduce.tokens import VisualTokens
-
-NAMES = ["divprune", "fastervlm", "grid", "pool", "random"]
 
 
 def make(batch=3, rows=4, columns=6, dtype=torch.float32, seed=0):
@@ -14,57 +11,6 @@ def make(batch=3, rows=4, columns=6, dtype=torch.float32, seed=0):
     count = rows * columns
     features = torch.randn(batch, count, 5, generator=generator).to(dtype)
     return VisualTokens(features, (1, rows, columns), {"cls": torch.rand(batch, count, generator=generator).to(dtype)})
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("keep", [1, 5, 23, 24])
-def test_reduction_is_well_formed(name, keep):
-    tokens = make()
-    reduction = create(name)(tokens, keep)
-    assert reduction.anchors.shape == (3, keep)
-    assert reduction.anchors.dtype == torch.int64
-    assert torch.all(reduction.anchors[:, 1:] > reduction.anchors[:, :-1])
-    assert reduction.anchors.min() >= 0
-    assert reduction.anchors.max() < 24
-    gathered = reduction.gather(tokens)
-    assert gathered.shape == (3, keep, 5)
-    if keep == 24:
-        assert torch.equal(gathered, tokens.features)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_batch_equals_its_images_one_by_one_and_calls_repeat(name, dtype):
-    tokens, reducer = make(dtype=dtype), create(name)
-    together = reducer(tokens, 7)
-    torch.manual_seed(123)  # the global random stream must not matter
-    for image in range(3):
-        alone = VisualTokens(
-            tokens.features[image : image + 1], tokens.grid, {"cls": tokens.signals["cls"][image : image + 1]}
-        )
-        single = reducer(alone, 7)
-        assert torch.equal(single.anchors[0], together.anchors[image])
-        assert torch.equal(single.gather(alone)[0], together.gather(tokens)[image])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_card_of_the_class_is_complete(name):
-    cls = available()[name]
-    assert cls.name == name
-    assert cls.kind in KINDS
-    assert cls.site in SITES
-    assert cls.paper
-    assert not cls.trained
-    assert not list(create(name).parameters())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_callers_random_stream_is_left_alone(name):
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    create(name)(make(seed=1), 4)
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_random_depends_on_the_seed_and_grows_by_adding():

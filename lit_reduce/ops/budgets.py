@@ -1,0 +1,69 @@
+"""Budget rules: how a number of tokens is split over parts, tiles or layers."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def layer_average(schedule: Mapping[int, int], depth: int, tokens: int) -> float:
+    """Visual tokens a layer sees on average: what papers call the budget of a method inside the language model.
+
+    Args:
+        schedule: Tokens that stay from before each layer on.
+        depth: Layers of the model.
+        tokens: Visual tokens at first.
+    """
+    total, now = 0, tokens
+    for layer in range(depth):
+        now = schedule.get(layer, now)
+        total += now
+    return total / depth
+
+
+def count_for_average(average: float, depth: int, tokens: int, layer: int) -> int:
+    """Tokens to keep from before ``layer`` on, so that layers see ``average`` of them: ``(aL - NK) / (L - K)``.
+
+    FastV at K = 2 of 32 layers and 576 tokens: 166, 98 and 30 for averages of 192, 128 and 64. At least 1.
+    """
+    return max(1, int((average * depth - tokens * layer) / (depth - layer)))
+
+
+def contextual_count(k: int) -> int:
+    """VisionZip's contextual part of ``k`` tokens: 5 in 32, that is 30, 20 and 10 of 192, 128 and 64, at least 1."""
+    return max(1, k * 5 // 32) if k > 1 else 0
+
+
+def even_shares(total: int, parts: int) -> list[int]:
+    """Whole numbers that sum to ``total`` and differ by at most 1."""
+    return [(part + 1) * total // parts - part * total // parts for part in range(parts)]
+
+
+def largest_remainder(weights: Tensor, total: int, caps: list[int]) -> Tensor:
+    """Whole shares of ``total`` in proportion to weights, none above its cap; what a full part cannot take, others do.
+
+    Args:
+        weights: ``[B, P]``, not negative; a row of zeros counts as even.
+        total: At most the sum of the caps.
+        caps: Tokens that each part has.
+
+    Returns:
+        ``[B, P]`` int64, each row summing to ``total``; of equal remainders the lower index is served first.
+    """
+    parts = weights.shape[-1]
+    if not 0 <= total <= sum(caps):
+        raise ValueError(f"parts of {caps} tokens cannot share {total}")
+    wish, cap = weights.double(), weights.new_tensor(caps, dtype=torch.float64)
+    # A trace of evenness, so that parts without weight can take what the others have no room for.
+    wish = wish / wish.sum(-1, keepdim=True).clamp_min(1e-30) + 1e-12
+    share = torch.zeros_like(wish)
+    for _ in range(parts):  # each round fills at least one part or gives everything away
+        open_ = torch.where(share < cap, wish, 0)
+        left = total - share.sum(-1, keepdim=True)
+        share = (share + left * open_ / open_.sum(-1, keepdim=True).clamp_min(1e-30)).minimum(cap)
+    # Rounded to a billionth first: 3 must not become 2 because it came out as 2.9999999999.
+    whole = (share + 1e-9).floor()
+    missing = total - whole.sum(-1, keepdim=True)
+    rest = torch.where(whole < cap, share - whole, -1)
+    order = rest.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
+    return (whole + (order < missing)).long()

@@ -1,0 +1,62 @@
+"""Density peaks: clusters around tokens that many are near and no denser one is."""
+
+import torch
+from torch import Tensor
+
+from lit_reduce.ops.selectors import ranks, topk_sorted
+from lit_reduce.ops.similarity import cosine, exact
+
+
+def dpc_knn(features: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor]:
+    """Density-peak clustering on nearest neighbours, as SparseVLM (arXiv 2410.04417) recycles tokens with.
+
+    Density is ``exp(-mean of the smallest squared distances)``, distances over ``sqrt(D)`` and the token itself among
+    them; the peaks have the largest product of density and distance to the next denser token. Of equal densities the
+    lower index counts as the denser; the official code breaks such ties with noise.
+
+    Args:
+        features: ``[B, N, D]``.
+        clusters: Between 1 and N.
+        neighbours: How many distances make the density; SparseVLM takes ``clusters``.
+
+    Returns:
+        Peaks ``[B, clusters]``, ascending, and the cluster of each token ``[B, N]``; a peak belongs to itself.
+    """
+    x = exact(features.detach())
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[-1] ** 0.5
+    near = distance.topk(min(neighbours or clusters, x.shape[1]), largest=False).values
+    density = (-near.square().mean(-1)).exp()
+    index = torch.arange(x.shape[1], device=x.device)
+    mine, other = density[..., None], density[:, None]
+    denser = (other > mine) | ((other == mine) & (index < index[:, None]))
+    isolation = distance.masked_fill(~denser, torch.inf).amin(-1)
+    isolation = torch.where(isolation.isinf(), distance.amax((1, 2))[:, None], isolation)
+    peaks = topk_sorted(density * isolation, clusters)
+    owner = distance.gather(1, peaks[..., None].expand(-1, -1, x.shape[1])).argmin(1)
+    return peaks, owner.scatter(1, peaks, torch.arange(clusters, device=x.device).expand_as(peaks))
+
+
+def distinctive(features: Tensor, among: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Anchors with many alike and no better one alike, and the tokens that belong to them: RESTORE (arXiv 2606.01711).
+
+    Density is the sum of cosines with all candidates; an anchor's score is its density times one less the largest
+    cosine to a denser candidate (0 for the densest). Of equal densities the lower index counts as the denser.
+
+    Args:
+        features: ``[B, N, D]``.
+        among: ``[B, N]`` bool, the candidates.
+        counts: ``[B]`` anchors to take, at most the candidates of the row.
+
+    Returns:
+        The anchors ``[B, N]`` bool, and for each candidate the anchor most similar to it ``[B, N]``, -1 for others.
+    """
+    similarity = cosine(features.detach())
+    density = (similarity * among[:, None]).sum(-1).masked_fill(~among, -torch.inf)
+    index = torch.arange(features.shape[1], device=features.device)
+    mine, other = density[..., None], density[:, None]
+    denser = (other > mine) | ((other == mine) & (index < index[:, None]))
+    alike = similarity.masked_fill(~(denser & among[:, None]), -torch.inf).amax(-1)
+    score = density * (1 - torch.where(alike.isinf(), 0, alike))
+    anchors = (ranks(score.masked_fill(~among, -torch.inf)) < counts[:, None]) & among
+    owner = similarity.masked_fill(~anchors[:, None], -torch.inf).argmax(-1)
+    return anchors, torch.where(anchors, index, owner).masked_fill(~among, -1)

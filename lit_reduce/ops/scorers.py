@@ -1,0 +1,96 @@
+"""Scorers: how much each visual token matters. All give ``[B, N]``, higher matters more."""
+
+import torch
+from torch import Tensor
+
+from lit_reduce.ops.similarity import cosine, exact
+
+
+def text_relevance(features: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    """Mean cosine of each visual token with the prompt's tokens.
+
+    CDPruner (arXiv 2506.10967) averages the cosines with CLIP's text embedding of each piece of the prompt; with
+    prompt tokens in the language model's space instead it is our reading.
+
+    Args:
+        features: ``[B, N, D]``.
+        text: ``[B, T, D]``.
+        mask: ``[B, T]``, true at real prompt tokens; a prompt without any gives 0.
+    """
+    similarity = cosine(features, text).masked_fill(~mask.bool()[:, None], 0)
+    return similarity.sum(-1) / mask.sum(-1, keepdim=True).clamp_min(1)
+
+
+def text_coverage(features: Tensor, text: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """How well each visual token covers each prompt token ``[B, T, N]``: rows of a softmax over the visual tokens.
+
+    MMTok (arXiv 2508.18264), cross-modal table: rows sum to 1 / (real prompt tokens), padded rows are zero.
+
+    Args:
+        features: ``[B, N, D]``.
+        text: ``[B, T, D]``.
+        mask: ``[B, T]``.
+        temperature: Divides the cosines.
+    """
+    real = mask.bool()
+    rows = (cosine(text, features) / temperature).softmax(-1)
+    return rows.masked_fill(~real[..., None], 0) / real.sum(-1).clamp_min(1)[:, None, None]
+
+
+def key_norm(keys: Tensor) -> Tensor:
+    """Sum of absolute entries of each key: DART's (arXiv 2502.11494) measure for pivots. ``[B, N, D]``."""
+    return exact(keys).abs().sum(-1)
+
+
+def single_head(query: Tensor, keys: Tensor) -> Tensor:
+    """Attention of one query with all heads taken as one, softmax over the tokens: LLaVA-PruMerge (arXiv 2403.15388).
+
+    Args:
+        query: ``[B, D]``.
+        keys: ``[B, N, D]``.
+    """
+    logits: Tensor = (exact(keys) @ exact(query)[..., None])[..., 0] * keys.shape[-1] ** -0.5
+    return logits.softmax(-1)
+
+
+def flow(attention: Tensor, values: Tensor, reader: Tensor, heads: int = 1) -> Tensor:
+    """Information flow into the reading token: FlowCut (arXiv 2505.19536).
+
+    ``(relevance + meaning) * size``: the attention, renormalised; the softmax of value products with the reader,
+    unscaled, mean over heads; the L1 norm of the value, mean over heads.
+
+    Args:
+        attention: ``[B, N]``.
+        values: ``[B, N, D]``, heads side by side.
+        reader: ``[B, D]`` value of the reading token (CLS).
+        heads: In how many heads the values fall.
+    """
+    split = exact(values).unflatten(-1, (heads, -1))
+    meaning = torch.einsum("bnhd,bhd->bhn", split, exact(reader).unflatten(-1, (heads, -1))).softmax(-1).mean(1)
+    size = split.mean(2).abs().sum(-1)
+    relevance = exact(attention) / exact(attention).sum(-1, keepdim=True).clamp_min(1e-12)
+    score: Tensor = (relevance + meaning) * size
+    return score
+
+
+def raters(features: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    """Which prompt tokens may judge the picture ``[B, T]`` bool: SparseVLM (arXiv 2410.04417).
+
+    Those whose share, a softmax over the prompt averaged over visual tokens, is above the mean share.
+
+    Args:
+        features: ``[B, N, D]``.
+        text: ``[B, T, D]``.
+        mask: ``[B, T]``.
+    """
+    real = mask.bool()
+    logits = exact(features) @ exact(text).transpose(1, 2)
+    share = logits.masked_fill(~real[:, None], -torch.inf).softmax(-1).nan_to_num().mean(1)
+    above: Tensor = share > share.sum(-1, keepdim=True) / real.sum(-1, keepdim=True).clamp_min(1)
+    return above & real
+
+
+def rated(rows: Tensor, who: Tensor) -> Tensor:
+    """Mean attention ``[B, N]`` that the rows ``who`` ``[B, T]`` of ``rows`` ``[B, T, N]`` pay; all rows if none is."""
+    weight = torch.where(who.any(-1, keepdim=True), who, torch.ones_like(who)).to(exact(rows).dtype)
+    return (exact(rows) * weight[..., None]).sum(1) / weight.sum(-1, keepdim=True)

@@ -1,0 +1,40 @@
+"""FoPru: focal pruning by the attention that tokens receive in the tower."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lit_reduce.ops.selectors import row_topk
+from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+@dataclass
+class FoPruConfig(ReducerConfig):
+    """Settings of `FoPru`."""
+
+    strategy: str = field(
+        default="rank", metadata={"help": "rank: the best tokens; row: the best rows", "choices": ("rank", "row")}
+    )
+
+
+@register
+class FoPru(ScoringReducer):
+    """Rank or row strategy on the received attention; what rows do with a broken last row is our reading."""
+
+    name = "fopru"
+    signals = frozenset({"received"})
+    paper = "FoPru, arXiv 2411.14164"
+    config_class = FoPruConfig
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """Mean attention that each token receives ``[B, N]``."""
+        return tokens.signal("received").float()
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        """Rows need a count that the grid's columns divide; other inputs go by rank."""
+        columns = tokens.grid[2]
+        if self.config.strategy == "rank" or tokens.count % columns:
+            return super().reduce(tokens, keep)
+        scores = self.score(tokens)
+        return Reduction(row_topk(scores, columns, keep), scores=scores)

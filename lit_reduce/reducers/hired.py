@@ -1,0 +1,77 @@
+"""HiRED: one budget for all tiles, shared by what the overview attends to."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_reduce.ops.adaptive import ragged_places
+from lit_reduce.ops.budgets import largest_remainder
+from lit_reduce.ops.selectors import places, ranks, share_topk
+from lit_reduce.ops.tiles import Tiling, regions, tiling
+from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+@dataclass
+class HiREDConfig(ReducerConfig):
+    """Settings of `HiRED`."""
+
+    alpha: float = field(default=0.5, metadata={"help": "share of the budget for the overview"})
+    overview: str = field(
+        default="first", metadata={"help": "which tile is the overview", "choices": ("first", "last")}
+    )
+    parity: str = field(
+        default="paper",
+        metadata={
+            "help": "official cuts the overview into stripes instead of crops, and loses what rounding leaves over",
+            "choices": ("paper", "official"),
+        },
+    )
+
+
+@register
+class HiRED(ScoringReducer):
+    """Half the budget for the overview; the crops share the rest as they share its most attended tokens.
+
+    Shares count the overview's top ``1 - alpha`` by the CLS attention of the first layer; tokens go by that of the
+    layer that the features come from. A picture in one piece is plain top-k. Newline tokens are the last to stay.
+    """
+
+    name = "hired"
+    signals = frozenset({"cls", "cls@0"})
+    paper = "HiRED, arXiv 2408.10945"
+    config_class = HiREDConfig
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """The CLS row of the deep layer ``[B, N]``."""
+        return tokens.signal("cls").float()
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        """With ``parity="official"`` a few tokens fewer may stay: one or two less than there are crops."""
+        tiles = tiling(tokens.grid, tokens.count, self.config.overview)
+        if tiles is None:
+            return super().reduce(tokens, keep)
+        scores, part = self.score(tokens), tiles.part.to(tokens.features.device)
+        overview, *caps, newlines = part.bincount(minlength=2 + tiles.crops[0] * tiles.crops[1]).tolist()
+        real = min(keep, tokens.count - newlines)
+        full = max(1, min(int(real * self.config.alpha), overview), real - sum(caps))
+        shares = self.shares(tokens, tiles, real - full, caps)
+        chosen = share_topk(scores, part, F.pad(F.pad(shares, (1, 0), value=full), (0, 1), value=keep - real))
+        if self.config.parity == "official":
+            anchors, valid = ragged_places(chosen, keep)
+            return Reduction(anchors, valid=valid, scores=scores)
+        return Reduction(places(chosen, keep), scores=scores)
+
+    def shares(self, tokens: VisualTokens, tiles: Tiling, total: int, caps: list[int]) -> Tensor:
+        """How many tokens each crop keeps ``[B, crops]``."""
+        official, count = self.config.parity == "official", tiles.overview[0] * tiles.overview[1]
+        first = tokens.signal("cls@0").float()[:, tiles.first : tiles.first + count]
+        hot = ranks(first) < int(count * (1 - self.config.alpha))
+        where = regions(tiles.overview, tiles.crops, stripes=official).to(first.device)
+        share = torch.zeros(len(first), len(caps), device=first.device).index_add(1, where, hot.float())
+        if not official:
+            return largest_remainder(share, total, caps)
+        part = share / share.sum(-1, keepdim=True).clamp_min(1)
+        return (part * total).int().minimum(torch.tensor(caps, device=part.device)).long()

@@ -1,0 +1,42 @@
+"""MMTok: the subset that best covers both the question and the picture."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from lit_reduce.ops.greedy import coverage
+from lit_reduce.ops.scorers import text_coverage
+from lit_reduce.ops.similarity import cosine
+from lit_reduce.reducer import Reducer, ReducerConfig, register
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+@dataclass
+class MMTokConfig(ReducerConfig):
+    """Settings of `MMTok`."""
+
+    alpha: float = field(default=0.5, metadata={"help": "weight of covering the picture; 0 covers the text alone"})
+    text_temperature: float = field(default=0.02, metadata={"help": "sharpness of text rows; smaller is sharper"})
+    image_temperature: float = field(default=0.2, metadata={"help": "sharpness of picture rows"})
+
+
+@register
+class MMTok(Reducer):
+    """Facility location over rows for each prompt token and each visual token, both softmax over the candidates.
+
+    Text rows compare prompt embeddings with projected tokens, picture rows the tower's features. The paper embeds the
+    words of the question without stop words; the whole prompt is our reading, since a reducer sees no strings.
+    """
+
+    name = "mmtok"
+    signals = frozenset({"text", "encoder"})
+    paper = "MMTok, arXiv 2508.18264"
+    config_class = MMTokConfig
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        """Greedy, image by image."""
+        chosen = self.config
+        text, mask = tokens.signal("text"), tokens.signal("text_mask")
+        words = text_coverage(tokens.features, text, mask, chosen.text_temperature)
+        places = (cosine(tokens.signal("encoder")) / chosen.image_temperature).softmax(-1) / tokens.count
+        return Reduction(coverage(torch.cat([words.to(places), chosen.alpha * places], 1), keep))

@@ -1,0 +1,43 @@
+"""Modifiers that go on top of any reducer: what they share."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lit_reduce.reducer import Reducer, ReducerConfig, create
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+@dataclass
+class OnTopConfig(ReducerConfig):
+    """Settings of every modifier."""
+
+    on: str = field(
+        default="fastervlm", metadata={"help": "the reducer beneath; modifiers before it, joined by +: centre+divprune"}
+    )
+    options: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of the reducer beneath"})
+
+
+class OnTop(Reducer):
+    """A reducer that hands changed tokens to another, or changes what that one returns.
+
+    Kind, site, layers and signals are those of the reducer beneath; a subclass may ask for more.
+    """
+
+    signals = frozenset({"cls"})  # what the default beneath needs
+    config_class = OnTopConfig
+
+    def __init__(self, config: OnTopConfig | None = None) -> None:
+        super().__init__(config)
+        outer, _, rest = self.config.on.partition("+")
+        self.inner = create(outer, **({"on": rest, "options": self.config.options} if rest else self.config.options))
+        self.kind, self.site = self.inner.kind, self.inner.site
+        self.signals = self.inner.signals
+
+    def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
+        """Those of the reducer beneath."""
+        return self.inner.stages(depth, tokens, keep)
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        """The reducer beneath, unchanged."""
+        reduction: Reduction = self.inner(tokens, keep)
+        return reduction

@@ -1,0 +1,22 @@
+"""Resizing the grid of features, as one shrinks a picture."""
+
+from lit_reduce.ops.cells import cells
+from lit_reduce.ops.resample import resample, resample_weights
+from lit_reduce.reducer import Reducer, register
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+@register
+class ResizeReducer(Reducer):
+    """Bilinear resizing with antialiasing to exactly K points, at the positions of their cells' centres."""
+
+    name = "resize"
+    kind = "resample"
+    paper = "control"
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        """The same mixture for every image."""
+        x = tokens.features
+        anchors, owner = (part.to(x.device) for part in cells(tokens.grid, tokens.count, keep))
+        made = resample(x, resample_weights(tokens.grid, tokens.count, keep, "tent"))
+        return Reduction(anchors.expand(len(x), -1), features=made, assignment=owner.expand(len(x), -1))

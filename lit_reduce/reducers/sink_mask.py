@@ -1,0 +1,45 @@
+"""VAR's attention sinks, kept out of what attention decides."""
+
+from dataclasses import dataclass, field
+
+from lit_reduce.ops.modifiers import sinks
+from lit_reduce.reducer import register
+from lit_reduce.reducers.on_top import OnTop, OnTopConfig
+from lit_reduce.tokens import Reduction, VisualTokens
+
+ATTENTION = ("cls", "received", "last", "text_rows")  # signals whose last dimension counts visual tokens
+
+
+@dataclass
+class SinkMaskConfig(OnTopConfig):
+    """Settings of `SinkMask`."""
+
+    threshold: float = field(default=20.0, metadata={"help": "a sink has an entry this many times its own rms"})
+    dims: str = field(
+        default="", metadata={"help": "entries that show sinks, joined by commas (2533,1415 in LLaMA-2-7B); empty: all"}
+    )
+
+
+@register
+class SinkMask(OnTop):
+    """The reducer beneath sees no attention paid to sink tokens, which draw much of it and say little.
+
+    VAR finds sinks by massive activations and spreads their attention inside the language model, saving no token; as a
+    mask for scorers, on the features where the reducer acts, it is our reading. Tokens with fewer than ``threshold**2``
+    entries can have no sink.
+    """
+
+    name = "sink_mask"
+    paper = "VAR, arXiv 2503.03321"
+    config_class = SinkMaskConfig
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        """Attention to sinks becomes zero in every signal that holds some."""
+        dims = tuple(int(dim) for dim in self.config.dims.split(",") if dim.strip())
+        sink = sinks(tokens.features, self.config.threshold, dims)
+        masked = {
+            name: x.masked_fill(sink if x.ndim == 2 else sink[:, None], 0)
+            for name, x in tokens.signals.items()
+            if name.partition("@")[0] in ATTENTION
+        }
+        return super().reduce(VisualTokens(tokens.features, tokens.grid, {**tokens.signals, **masked}), keep)

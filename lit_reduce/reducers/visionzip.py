@@ -1,0 +1,70 @@
+"""VisionZip: dominant tokens by attention, and a few contextual ones that take in the rest."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from lit_reduce.ops.budgets import contextual_count
+from lit_reduce.ops.mergers import assignment, merge_mean, merge_sum, nearest
+from lit_reduce.ops.selectors import places, ranks
+from lit_reduce.ops.similarity import exact, gather_tokens
+from lit_reduce.reducer import Reducer, ReducerConfig, register
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+@dataclass
+class VisionZipConfig(ReducerConfig):
+    """Settings of `VisionZip`."""
+
+    heads: int = field(default=1, metadata={"help": "heads to average keys over before comparing (CLIP-L has 16)"})
+    parity: str = field(
+        default="paper",
+        metadata={
+            "help": "official adds the mean of what a contextual token takes in to it: up to twice as long",
+            "choices": ("paper", "official"),
+        },
+    )
+
+
+@register
+class VisionZip(Reducer):
+    """The most attended tokens stay; targets at an even stride of the rest take in the others by similarity of keys.
+
+    Of 192, 128 and 64 tokens 30, 20 and 10 are contextual. Merging projected tokens is our reading: the paper merges
+    before the projector, where the CLS token stays too, one of the dominant. By default a contextual token is the true
+    mean of its members; ``parity="official"`` adds instead. Keys are compared with all heads side by side; ``heads``
+    gives the mean over heads that the official code takes.
+    """
+
+    name = "visionzip"
+    kind = "resample"
+    signals = frozenset({"cls", "keys"})
+    paper = "VisionZip, arXiv 2412.04467"
+    config_class = VisionZipConfig
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        """Tokens in raster order, a contextual one at the place of its target."""
+        attention, x, few = tokens.signal("cls").float(), tokens.features, contextual_count(keep)
+        dominant = ranks(attention) < keep - few
+        rest = places(~dominant, tokens.count - keep + few)
+        targets = rest[:, : few * (rest.shape[1] // max(few, 1)) : max(1, rest.shape[1] // max(few, 1))]
+        anchors = places(dominant.scatter(1, targets, True), keep)
+        here = torch.arange(tokens.count, device=x.device)
+        if not few:
+            return Reduction(anchors, scores=attention, assignment=assignment(anchors, here.where(dominant, -1)))
+
+        keys = exact(tokens.signal("keys")).unflatten(-1, (self.config.heads, -1)).mean(2)
+        owner = nearest(keys, targets).masked_fill(dominant, -1)
+        made, size = merge_mean(x, owner, few)
+        if self.config.parity == "official":
+            made = merge_sum(x, owner, targets)
+        merged = x.scatter(1, targets[..., None].expand_as(made), made)
+        sizes = torch.ones_like(attention).scatter(1, targets, size.to(attention))
+        taker = targets.gather(1, owner.clamp_min(0)).where(~dominant, here)
+        return Reduction(
+            anchors,
+            features=gather_tokens(merged, anchors),
+            scores=attention,
+            assignment=assignment(anchors, taker),
+            size=sizes.gather(1, anchors),
+        )

@@ -1,0 +1,36 @@
+"""VisPruner: half the tokens by attention, the other half by thinning out near-duplicates."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from lit_reduce.ops.selectors import ranks, thin_out
+from lit_reduce.ops.similarity import cosine
+from lit_reduce.reducer import Reducer, ReducerConfig, register
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+@dataclass
+class VisPrunerConfig(ReducerConfig):
+    """Settings of `VisPruner`."""
+
+    important: float = field(default=0.5, metadata={"help": "share of the budget that goes by attention, in [0, 1]"})
+    step: int = field(default=8, metadata={"help": "near-duplicates dropped in a round"})
+
+
+@register
+class VisPruner(Reducer):
+    """``int(K / 2)`` most attended tokens; of the rest the mutually different ones, see `thin_out`."""
+
+    name = "vispruner"
+    signals = frozenset({"cls", "encoder"})
+    paper = "VisPruner, arXiv 2412.01818"
+    config_class = VisPrunerConfig
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        """Similarity is that of the tower's features."""
+        attention = tokens.signal("cls").float()
+        important = int(keep * self.config.important)
+        order = ranks(attention).argsort(-1)
+        rest = thin_out(order[:, important:], cosine(tokens.signal("encoder")), keep - important, self.config.step)
+        return Reduction(torch.cat([order[:, :important], rest], 1).sort(-1).values, scores=attention)

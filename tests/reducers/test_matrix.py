@@ -1,0 +1,194 @@
+"""What every reducer without weights promises, whatever its method: a new one is tested by being registered."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from lit_reduce.errors import UserError
+from lit_reduce.reducer import KINDS, SITES, available, create
+from lit_reduce.tokens import Reduction, VisualTokens
+
+FREE = [name for name, cls in available().items() if not cls.trained and cls.__module__.startswith("lit_reduce.")]
+# Settings that take another way through the method.
+VARIANTS = [
+    ("hiprune", {"parity": "official"}),
+    ("fopru", {"strategy": "row"}),
+    ("fourier", {"parity": "official"}),
+    ("hired", {"overview": "last"}),
+    ("globalcom2", {"overview": "last"}),
+    ("cdpruner", {"parity": "official"}),
+    ("cdpruner", {"theta": 0.5}),
+    ("scope", {"mode": "plus"}),
+    ("visionzip", {"parity": "official", "heads": 2}),
+    ("prumerge", {"neighbours": 3}),
+    ("centre", {"on": "divprune"}),
+    ("centre", {"on": "visionzip"}),
+    ("sink_mask", {"on": "scope", "threshold": 1.8}),
+    ("restore", {"on": "cdpruner"}),
+    ("restore", {"on": "centre+vispruner", "gamma": 0.3}),
+    ("restore", {"on": "pyramiddrop"}),
+]
+# Methods whose count follows from the picture: at most K stay.
+COUNTED = [("prumerge", {"adaptive": True}), ("prumerge_plus", {"adaptive": True}), ("hired", {"parity": "official"})]
+ALL = [(name, {}) for name in FREE] + VARIANTS + COUNTED
+GRIDS = [(1, 4, 6), (5, 3, 3), (2, 3, 4)]
+
+each = pytest.mark.parametrize(("name", "options"), ALL, ids=lambda x: str(x) if x else "")
+
+
+def gathered(reduction: Reduction, tokens: VisualTokens) -> list[torch.Tensor]:
+    features = reduction.gather(tokens)
+    valid = torch.ones_like(reduction.anchors, dtype=torch.bool) if reduction.valid is None else reduction.valid
+    return [row[real] for row, real in zip(features, valid, strict=True)]
+
+
+@each
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("keep", [1, 2, 7, 17, 23])
+def test_exactly_k_tokens_stay_in_raster_order(name, options, grid, keep, made):
+    reducer = create(name, **options)
+    tokens = made(reducer, grid=grid)
+    reduction = reducer(tokens, keep)
+    anchors = reduction.anchors
+    assert anchors.shape == (3, keep)
+    assert anchors.dtype == torch.int64
+    valid = torch.ones_like(anchors, dtype=torch.bool) if reduction.valid is None else reduction.valid
+    assert valid[:, 0].all()
+    assert (name, options) in COUNTED or valid.all()
+    assert torch.all((anchors[:, 1:] > anchors[:, :-1]) | ~valid[:, 1:])
+    assert torch.all(valid[:, :-1] | ~valid[:, 1:]), "what is not valid must come last"
+    assert anchors.min() >= 0
+    assert anchors.max() < tokens.count
+    assert reduction.gather(tokens).shape == (3, keep, tokens.features.shape[-1])
+    assert reduction.gather(tokens).dtype == tokens.features.dtype
+    assert torch.isfinite(reduction.gather(tokens)).all()
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_equals_its_samples_one_by_one(name, options, dtype, made):
+    reducer = create(name, **options)
+    for grid in GRIDS:
+        tokens = made(reducer, grid=grid, dtype=dtype, batch=4)
+        together = reducer(tokens, 7)
+        torch.manual_seed(123)  # the global random stream must not matter
+        for sample in range(4):
+            signals = {key: x[sample : sample + 1] for key, x in tokens.signals.items()}
+            alone = VisualTokens(tokens.features[sample : sample + 1], grid, signals)
+            single = reducer(alone, 7)
+            assert torch.equal(single.anchors[0], together.anchors[sample])
+            for field in ("features", "valid", "assignment", "size"):
+                one, many = getattr(single, field), getattr(together, field)
+                assert (one is None) == (many is None)
+                if one is not None:
+                    torch.testing.assert_close(one[0], many[sample], atol=1e-6, rtol=1e-6)
+
+
+@each
+def test_longer_padding_of_a_prompt_changes_nothing(name, options, made):
+    reducer = create(name, **options)
+    tokens = made(reducer)
+    if "text_mask" not in tokens.signals:
+        pytest.skip("reads no prompt")
+    longer = {**tokens.signals, "text_mask": torch.nn.functional.pad(tokens.signals["text_mask"], (0, 3))}
+    if "text" in longer:
+        longer["text"] = torch.nn.functional.pad(longer["text"], (0, 0, 0, 3), value=9.0)
+    if "text_rows" in longer:
+        longer["text_rows"] = torch.nn.functional.pad(longer["text_rows"], (0, 0, 0, 3), value=9.0)
+    again = reducer(VisualTokens(tokens.features, tokens.grid, longer), 7)
+    assert torch.equal(again.anchors, reducer(tokens, 7).anchors)
+
+
+@each
+def test_keeping_all_is_the_identity(name, options, made):
+    reducer = create(name, **options)
+    tokens = made(reducer)
+    reduction = reducer(tokens, 24)
+    assert reduction.features is None
+    assert reduction.anchors.tolist() == [list(range(24))] * 3
+    assert torch.equal(reduction.gather(tokens), tokens.features)
+
+
+@each
+def test_calls_repeat_and_leave_inputs_and_the_callers_random_stream_alone(name, options, made):
+    reducer = create(name, **options)
+    tokens = made(reducer)
+    before = {key: x.clone() for key, x in tokens.signals.items()} | {"features": tokens.features.clone()}
+    first = reducer(tokens, 6)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    second = reducer(tokens, 6)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(first.anchors, second.anchors)
+    assert torch.equal(first.gather(tokens), second.gather(tokens))
+    for key, x in before.items():
+        assert torch.equal(tokens.features if key == "features" else tokens.signals[key], x), key
+
+
+@each
+def test_equal_tokens_are_chosen_alike_in_every_image(name, options, made):
+    """With nothing to tell tokens apart rounding must not decide: the same places, each one once, for all images."""
+    reducer = create(name, **options)
+    tokens = made(reducer)
+    same = {key: x[:1, :1].expand_as(x) if x.ndim > 1 else x for key, x in tokens.signals.items()}
+    same = {
+        key: x[..., :1].expand_as(x) if key.startswith(("cls", "received", "last", "text_rows")) else x
+        for key, x in same.items()
+    }
+    if "text_mask" in same:
+        same["text_mask"] = torch.ones_like(tokens.signals["text_mask"])
+    reduction = reducer(VisualTokens(torch.ones_like(tokens.features), tokens.grid, same), 7)
+    for row in reduction.anchors[1:]:
+        assert torch.equal(row, reduction.anchors[0])
+
+
+@each
+def test_assignment_and_sizes_agree_with_the_anchors(name, options, made):
+    reducer = create(name, **options)
+    for grid in GRIDS:
+        tokens = made(reducer, grid=grid)
+        reduction = reducer(tokens, 7)
+        if reduction.assignment is not None:
+            assert reduction.assignment.shape == (3, tokens.count)
+            owners = reduction.assignment.gather(1, reduction.anchors)
+            assert torch.equal(owners, torch.arange(7).expand(3, -1)), "an anchor belongs to its own token"
+        if reduction.size is not None:
+            assert reduction.size.shape == (3, 7)
+            if reduction.assignment is not None and "size" not in tokens.signals:
+                counts = torch.nn.functional.one_hot(reduction.assignment.clamp_min(0), 7)
+                counts = (counts * (reduction.assignment >= 0)[..., None]).sum(1)
+                assert torch.equal(reduction.size.long(), counts)
+
+
+@each
+def test_newline_tokens_do_no_harm(name, options, made):
+    reducer = create(name, **options)
+    tokens = made(reducer, extra=4)
+    anchors = reducer(tokens, 9).anchors
+    assert anchors.shape == (3, 9)
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_the_card_of_the_class_is_complete(name):
+    cls, reducer = available()[name], create(name)
+    assert cls.name == name
+    assert cls.kind in KINDS
+    assert cls.site in SITES
+    assert cls.paper
+    assert cls.__doc__
+    assert not list(reducer.parameters())
+    assert reducer.signals == cls.signals, "the list shows the signals of the default settings"
+    for entry in dataclasses.fields(cls.config_class):
+        assert entry.metadata.get("help"), f"{name}.{entry.name} says nothing"
+
+
+@each
+def test_a_missing_signal_is_named(name, options, made):
+    reducer = create(name, **options)
+    tokens = made(reducer)
+    for signal in reducer.signals:
+        rest = {key: x for key, x in tokens.signals.items() if key != signal}
+        with pytest.raises(UserError, match=f"signal '{signal}' is missing"):
+            reducer(VisualTokens(tokens.features, tokens.grid, rest), 5)
