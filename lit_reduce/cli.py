@@ -17,6 +17,7 @@ USAGE = """usage: lit-reduce VERB [key=value ...] [--help] [--validate]
   train     train a reducer for a frozen backbone and export it as a plug-in
   evaluate  score a plug-in or a reducer by name on a JSON-lines file
   compare   score many side by side, with pictures of what each kept
+  bench     count and time what a reducer saves and costs
   list      show the reducers that can be used by name
 """
 
@@ -74,6 +75,17 @@ def compare(argv: Sequence[str]) -> None:
     side_by_side(chosen, {"pocket": _pocket})
 
 
+def bench(argv: Sequence[str]) -> None:
+    """``bench``: see :mod:`lit_reduce.evaluate.bench`."""
+    from lit_reduce.evaluate.bench import BenchSettings
+    from lit_reduce.evaluate.bench import run as measure
+    from lit_reduce.settings import configs_dir, resolve
+
+    chosen = resolve(BenchSettings, argv, configs_dir(), "bench")
+    _quiet()
+    measure(chosen)
+
+
 def list_reducers(argv: Sequence[str]) -> None:
     """``list``: the reducers, what they do and where they come from; then the plug-ins under checkpoints/."""
     from lit_reduce.plugin import CONFIG, read_config
@@ -107,6 +119,7 @@ def _command(verb: str) -> Command:
         "train": train,
         "evaluate": evaluate,
         "compare": compare,
+        "bench": bench,
         "list": list_reducers,
     }
     if verb in verbs:

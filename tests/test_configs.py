@@ -4,11 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from lit_reduce.evaluate.compare import CompareSettings
 from omegaconf import OmegaConf
 
 from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.evaluate.answer import PredictSettings
+from lit_reduce.evaluate.bench import BenchSettings
+from lit_reduce.evaluate.compare import CompareSettings
 from lit_reduce.evaluate.run import EvaluateSettings
 from lit_reduce.settings import BackboneSettings, ReducerSettings, configs_dir, resolve
 
@@ -18,6 +19,7 @@ COMMANDS = {
     "evaluate": EvaluateSettings,
     "compare": CompareSettings,
     "train": TrainSettings,
+    "bench": BenchSettings,
 }
 GROUPS = {"backbone": BackboneSettings, "reducer": ReducerSettings}
 

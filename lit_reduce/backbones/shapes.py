@@ -142,7 +142,8 @@ def build(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
 def example(model: Any, batch: int, visual: int, text: int) -> dict[str, Tensor]:
     """Inputs of ``batch`` equal-length prompts without padding: one picture of ``visual`` tokens, ``text`` others.
 
-    A third of the text stands before the picture, as in chat templates; separators between tiles are left out.
+    A third of the text stands before the picture, as in chat templates, and one token of it before each tile of the
+    picture, where real processors write the tile's place.
 
     Args:
         model: What `build` made.
@@ -156,11 +157,15 @@ def example(model: Any, batch: int, visual: int, text: int) -> dict[str, Tensor]
     if visual < 1 or text < 1:
         raise UserError(f"visual={visual} text={text}: give 1 or more of each")
     pixels, kinds = _pixels(model.config, batch, visual), {}
-    token = model.config.image_token_id
-    generator = torch.Generator().manual_seed(1)
-    words = torch.randint(5, 90, (batch, text), generator=generator)  # below every special token
-    before = max(1, text // 3)
-    ids = torch.cat([words[:, :before], torch.full((batch, visual), token), words[:, before:]], 1)
+    tiles = pixels["pixel_values"].shape[1] if pixels["pixel_values"].ndim == 5 else 1
+    if text <= tiles:
+        raise UserError(f"text={text}: {tiles} tiles need a token before each; give {tiles + 1} or more")
+    token, generator = model.config.image_token_id, torch.Generator().manual_seed(1)
+    words = torch.randint(40, 90, (batch, text - tiles), generator=generator)  # below every special token
+    before = (text - tiles) // 3
+    tile = torch.full((tiles, 1 + visual // tiles), token)
+    tile[:, 0] = torch.arange(5, 5 + tiles)
+    ids = torch.cat([words[:, :before], tile.flatten().expand(batch, -1), words[:, before:]], 1)
     if "image_grid_thw" in pixels:
         kinds["mm_token_type_ids"] = (ids == token).long()
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **kinds, **pixels}

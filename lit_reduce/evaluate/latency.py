@@ -1,15 +1,45 @@
-"""Time to the first token, with and without a reducer, measured so that the two can be compared."""
+"""Measuring times so that they can be compared: runs in turns, a warm-up, median and quartiles."""
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from lit_reduce.backbones import Backbone
 from lit_reduce.evaluate.plan import Plan, generate
+
+T = TypeVar("T")
+
+
+class Spread(NamedTuple):
+    """Median and quartiles of several values."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles of at least one value."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+    return Spread(median, low, high)
+
+
+def alternate(runs: Mapping[str, Callable[[], T]], turns: int) -> dict[str, list[T]]:
+    """Call each of ``runs`` once in every turn, so that a slow moment of the machine hits all alike.
+
+    Returns:
+        What each returned, by turn: entry ``i`` of all names belongs to the same moment.
+    """
+    results: dict[str, list[T]] = {name: [] for name in runs}
+    for _ in range(turns):
+        for name, run in runs.items():
+            results[name].append(run())
+    return results
 
 
 @dataclass(frozen=True)
@@ -34,7 +64,7 @@ class Timing:
 def first_token(
     backbone: Backbone, inputs: Mapping[str, Any], plans: Mapping[str, Plan], runs: int = 5
 ) -> dict[str, Timing]:
-    """Measure each plan on the same inputs; runs take turns, so that a slow moment of the machine hits all alike.
+    """Measure each plan on the same inputs, in turns.
 
     Decoding the picture file and the processor's resizing are outside: they are the same for every plan.
 
@@ -44,33 +74,25 @@ def first_token(
         plans: What to compare, by name.
         runs: Counted runs of each plan, after one uncounted run to warm up.
     """
-    times: dict[str, list[float]] = {name: [] for name in plans}
-    own: dict[str, list[float]] = {name: [] for name in plans}
-    for turn in range(runs + 1):
-        for name, plan in plans.items():
-            elapsed, reducer_ms = _run(backbone, inputs, plan)
-            if turn:
-                times[name].append(elapsed)
-                if reducer_ms is not None:
-                    own[name].append(reducer_ms)
-    return {name: _timing(times[name], own[name]) for name in plans}
+    found = alternate({name: partial(_run, backbone, inputs, plan) for name, plan in plans.items()}, runs + 1)
+    return {name: _timing(values[1:]) for name, values in found.items()}
 
 
-def _timing(times: list[float], own: list[float]) -> Timing:
-    quartiles = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
-    reducer_ms = statistics.median(own) if own else None
-    return Timing(quartiles[1], quartiles[0], quartiles[2], reducer_ms, len(times))
+def _timing(values: list[tuple[float, float | None]]) -> Timing:
+    own = [reducer_ms for _, reducer_ms in values if reducer_ms is not None]
+    return Timing(*spread([elapsed for elapsed, _ in values]), statistics.median(own) if own else None, len(values))
 
 
 def _run(backbone: Backbone, inputs: Mapping[str, Any], plan: Plan) -> tuple[float, float | None]:
     device = backbone.model.device
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     _, logical = generate(backbone, inputs, plan, max_new_tokens=1)
-    _wait(device)
+    wait(device)
     return 1000 * (time.perf_counter() - start), None if logical is None else logical.reducer_ms
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was told to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,0 +1,65 @@
+"""What one call takes, as torch itself counts it: peak memory, and FLOPs of one module inside."""
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Call ``run`` and return the most bytes that its tensors held at a time, beyond those that were there before.
+
+    On a GPU this is the allocator's own record; on the CPU every allocation of torch's allocator is counted by the
+    profiler. Both leave out what kernels take past the allocator, and memory that is held but unused.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its start-up notice calls a machine without a GPU an error
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return int(most)
+
+
+class ModuleFlops:
+    """Counts the FLOPs of a module's calls while the ``with`` block lasts.
+
+    Attributes:
+        total: Multiply-adds count as 2.
+    """
+
+    def __init__(self, module: nn.Module | None) -> None:
+        """Prepare to count; no module makes no FLOPs."""
+        self.module, self.total = module, 0
+
+    def __enter__(self) -> "ModuleFlops":
+        self.handles = []
+        if self.module is not None:
+            self.handles = [
+                self.module.register_forward_pre_hook(self._begin, prepend=True),
+                self.module.register_forward_hook(self._end),
+            ]
+        return self
+
+    def _begin(self, *_: object) -> None:
+        self.counter = FlopCounterMode(display=False)
+        self.counter.__enter__()
+
+    def _end(self, *_: object) -> None:
+        self.counter.__exit__(None, None, None)
+        self.total += self.counter.get_total_flops()
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()

@@ -1,0 +1,48 @@
+"""What a benchmark runs on: a batch of equal prompts, and pictures that are encoded once for all runs."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lit_reduce.backbones import Backbone
+from lit_reduce.backbones.shapes import NoProcessor, example
+from lit_reduce.errors import UserError
+
+VISUAL = 576
+
+
+def workload(backbone: Backbone, batch: int, visual: int | None, text: int) -> dict[str, Any]:
+    """Inputs of ``batch`` equal prompts with one picture each: of any size for a shape, by the processor otherwise.
+
+    Raises:
+        UserError: ``visual`` is given where the processor decides, or the geometry does not allow it.
+    """
+    if isinstance(backbone.processor, NoProcessor):
+        return dict(example(backbone.model, batch, visual or VISUAL, text))
+    if visual is not None:
+        raise UserError(f"visual={visual} needs a shape: backbone; here the processor makes the visual tokens")
+    noise = torch.randint(0, 256, (336, 336, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return backbone.prepare([Image.fromarray(noise.numpy())] * batch, [" ".join(["what"] * text)] * batch)
+
+
+@contextmanager
+def encoded_once(model: Any, inputs: dict[str, Any]) -> Iterator[None]:
+    """Within the block the tower does not run: whoever asks for the pictures gets what it makes of them now."""
+    base = model.base_model
+    plain = base.get_image_features
+    keys = {name: inputs[name] for name in ("pixel_values", "image_grid_thw", "image_sizes") if name in inputs}
+    known = plain(**keys, return_dict=True)
+
+    @functools.wraps(plain)
+    def features(*_: Any, **__: Any) -> Any:
+        return type(known)(**known)
+
+    vars(base)["get_image_features"] = features
+    try:
+        yield
+    finally:
+        del vars(base)["get_image_features"]
