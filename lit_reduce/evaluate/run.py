@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,9 @@ def score(
         What was found, and the journal that :func:`finish` puts beside the report.
     """
     journal = _journal(chosen, backbone, plans, keeps)
+    if not tolerant:  # before there is a bar that an error would break into
+        for plan, keep in product(plans.values(), keeps):
+            replace(plan, keep=keep).check(backbone)
     with tqdm(total=len(rows), unit="row", desc="questions") as bar:
         results = evaluate(
             backbone, plans, keeps, rows, chosen.batch_size, bar.update, max_new_tokens=chosen.max_new_tokens,

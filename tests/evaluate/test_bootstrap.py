@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lit_reduce.evaluate.bootstrap import interval
+from lit_reduce.evaluate.bootstrap import interval, ratio_interval
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
@@ -40,3 +40,26 @@ def test_refuses_nothing_and_bad_levels() -> None:
         interval(torch.empty(0))
     with pytest.raises(ValueError, match="level"):
         interval(torch.ones(3), level=95)
+
+
+def test_a_ratio_is_drawn_in_pairs() -> None:
+    """Against the delta method: the variance of a ratio of means of correlated scores."""
+    generator = torch.Generator().manual_seed(0)
+    n = 2000
+    reference = (torch.rand(n, generator=generator) < 0.7).double()
+    values = reference * (torch.rand(n, generator=generator) < 0.9)  # right only where the reference is: correlated
+    share = float(values.mean() / reference.mean())
+    half = 1.96 * float((values - share * reference).std()) / float(reference.mean()) / math.sqrt(n)
+    low, high = ratio_interval(values, reference)
+    assert low == pytest.approx(share - half, abs=0.15 * half)
+    assert high == pytest.approx(share + half, abs=0.15 * half)
+    assert ratio_interval(reference, reference) == (1.0, 1.0)
+
+
+def test_a_ratio_needs_pairs_and_something_to_relate_to() -> None:
+    with pytest.raises(ValueError, match="same items"):
+        ratio_interval(torch.ones(3), torch.ones(4))
+    with pytest.raises(ValueError, match="scores 0"):
+        ratio_interval(torch.ones(3), torch.zeros(3))
+    low, high = ratio_interval(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0]))  # some draws hold only the second
+    assert (low, high) == (1.0, 2.0)

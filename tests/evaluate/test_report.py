@@ -1,12 +1,14 @@
 """The report: the same numbers in JSON, Markdown, text and the plot."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from lit_reduce.evaluate.latency import Timing
+from lit_reduce.evaluate.plot import plot
 from lit_reduce.evaluate.report import markdown, summary, text_table, write_report
 from lit_reduce.evaluate.suite import ALL_TOKENS, Results, Score
 
@@ -48,6 +50,37 @@ def test_text_lines_up() -> None:
     assert len(lines) == 2 + 5
     assert len({len(line) for line in lines}) == 1
     assert "1.25" in lines[3]
+    assert lines[3].split()[:3] == ["ours", "64", "75.0"]
+
+
+def test_relative_to_all_tokens_and_by_kind() -> None:
+    half = replace(RESULTS, scores=[Score(ALL_TOKENS, None, 576.0, [1, 1, 0, 1]), Score("x", 9, 9.0, [1, 0, 1, 0])])
+    half.families = ["a", "a", "b", None]
+    first, second = summary(half)["scores"]
+    assert "relative" not in first
+    assert second["relative"] == pytest.approx(0.5 / 0.75)
+    assert second["relative_low"] < second["relative"] < second["relative_high"]
+    assert first["families"] == {"a": 1.0, "b": 0.0}
+    assert second["families"] == {"a": 0.5, "b": 1.0}
+    assert summary(half)["families"] == {"a": 2, "b": 1}
+    nothing = replace(half, scores=[Score(ALL_TOKENS, None, 576.0, [0, 0, 0, 0]), half.scores[1]])
+    assert "relative" not in summary(nothing)["scores"][1]
+
+
+def test_a_failure_is_told_once_with_its_budgets() -> None:
+    broken = [Score("bad", 64, error="no signal"), Score("bad", 0.05, error="no signal")]
+    report = summary(replace(RESULTS, scores=[*RESULTS.scores, *broken]))
+    assert text_table(report).splitlines()[-1] == "bad failed at 64, 0.05: no signal"
+    assert markdown(report).splitlines()[-1] == "| bad | failed | failed |"
+    assert markdown(report).splitlines()[:-1] == markdown(summary(RESULTS)).splitlines()
+
+
+def test_more_reducers_than_colours_share_one(tmp_path: Path) -> None:
+    many = [Score(f"r{i}", keep, keep, [1] * (i % 4) + [0] * (4 - i % 4)) for i in range(11) for keep in (9, 16)]
+    plot(summary(replace(RESULTS, scores=[RESULTS.scores[0], *many])), tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text()
+    assert "<!-- 3 others -->" in text
+    assert text.count("<!-- r") == 8
 
 
 def test_files(tmp_path: Path) -> None:
