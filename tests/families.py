@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-IMAGE, VIDEO, PAD = 100, 101, 0
+IMAGE, VIDEO, PAD, GLOBAL = 100, 101, 0, 99
 Pictures = dict[str, Tensor]
 
 TEXT = {
@@ -218,9 +218,10 @@ def build(name: str, attention: str = "sdpa", seed: int = 0) -> Tiny:
         return torch.randint(5, 90, (count,), generator=text).tolist()
 
     rows = [words(3), words(2)]
+    announced = model.config.model_type in ("idefics3", "smolvlm")  # whose processors tell tiles apart by a token
     for row, images in zip(rows, counts, strict=True):
         for count in images:
-            row += [token] * count + words(2)
+            row += [GLOBAL] * announced + [token] * count + words(2)
     rows[0] += words(4)
     rows[1] += words(1)
     longest = max(map(len, rows))

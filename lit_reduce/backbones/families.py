@@ -6,9 +6,23 @@ from typing import Any
 
 from torch import nn
 
+from lit_reduce.backbones.layouts import (
+    AnyRes,
+    AnySize,
+    Grid,
+    HalvedFrames,
+    Inputs,
+    Layout,
+    Picture,
+    Plain,
+    Tiles,
+    Units,
+)
 from lit_reduce.errors import UserError
 
-Grid = tuple[int, int, int]
+__all__ = ["FAMILIES", "PIXELS", "Family", "Grid", "Picture", "family_of"]
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 @dataclass(frozen=True)
@@ -17,57 +31,75 @@ class Family:
 
     Attributes:
         name: ``model_type`` of the model's config.
-        cls_attention: The attention module of the tower whose first query is the CLS token, at the layer that feeds
-            the projector. Raises `UserError` for a tower without CLS.
-        projector: The module that maps tower features to the language model's width.
-        grids: Frames, rows and columns of each image, from the model and its inputs.
-        tokens: Visual tokens of one image at the processor's size.
+        layouts: How the tower's tokens become visual tokens, for ``image`` and perhaps ``video``.
+        entry: The module, by its path in the base model, whose first input is what the tower found.
+        tokens: Visual tokens of one image at the processor's size; 0 where that depends on the image.
+        tokenwise: Whether the projector takes each token by itself, so that a shorter sequence passes it as well.
     """
 
     name: str
-    cls_attention: Callable[[nn.Module], nn.Module]
-    projector: Callable[[nn.Module], nn.Module]
-    grids: Callable[[nn.Module, Mapping[str, Any]], list[Grid]]
-    tokens: Callable[[Any], int]
+    layouts: Mapping[str, Layout]
+    entry: str = "multi_modal_projector"
+    tokens: Callable[[Any], int] = lambda _: 0
+    tokenwise: bool = False
+
+    def kinds(self, inputs: Inputs) -> list[str]:
+        """Which of ``image`` and ``video`` these inputs hold.
+
+        Raises:
+            UserError: a video, for a family whose videos are not in the table.
+        """
+        found = [kind for kind, name in PIXELS.items() if inputs.get(name) is not None]
+        for kind in found:
+            if kind not in self.layouts:
+                raise UserError(f"{kind} inputs of the family '{self.name}' are not supported; use images")
+        return found
+
+    def pictures(self, model: Any, inputs: Inputs) -> list[Picture]:
+        """All images, then all videos."""
+        return [p for kind in self.kinds(inputs) for p in self.layout(kind, inputs).pictures(model, inputs)]
+
+    def grids(self, model: Any, inputs: Inputs) -> list[Grid]:
+        """Frames, rows and columns of all images, then of all videos."""
+        return [picture.grid for picture in self.pictures(model, inputs)]
+
+    def layout(self, kind: str, inputs: Inputs) -> Layout:
+        """The layout of one kind. LLaVA with a Pixtral tower is told by the sizes among its inputs."""
+        packed = isinstance(self.layouts[kind], Plain) and inputs.get("image_sizes") is not None
+        return AnySize() if packed else self.layouts[kind]
+
+    def projector(self, model: Any) -> nn.Module:
+        """The module whose first input is what the tower found."""
+        module: nn.Module = model.base_model.get_submodule(self.entry)
+        return module
 
 
-def _llava_cls_attention(model: Any) -> nn.Module:
-    tower = model.base_model.vision_tower
-    tower = getattr(tower, "vision_model", tower)
-    if not hasattr(getattr(tower, "embeddings", None), "class_embedding"):
-        raise UserError(
-            f"the vision tower {type(tower).__name__} has no CLS token, so nothing can rank by its attention; "
-            "use a reducer that does not need the signal 'cls'"
-        )
-    layer = model.config.vision_feature_layer
-    layer = layer if isinstance(layer, int) else layer[-1]
-    # hidden_states[0] is the embedding, so a positive index names the block before it.
-    block: nn.Module = tower.encoder.layers[layer if layer < 0 else layer - 1].self_attn
-    return block
-
-
-def _llava_projector(model: Any) -> nn.Module:
-    projector: nn.Module = model.base_model.multi_modal_projector
-    return projector
-
-
-def _llava_grids(model: Any, inputs: Mapping[str, Any]) -> list[Grid]:
-    patch = model.config.vision_config.patch_size
-    if inputs.get("image_sizes") is not None:  # Pixtral towers take images of any size
-        return [(1, int(h) // patch, int(w) // patch) for h, w in inputs["image_sizes"]]
-    count, _, height, width = inputs["pixel_values"].shape
-    return [(1, height // patch, width // patch)] * count
-
-
-def _llava_tokens(config: Any) -> int:
+def _square(config: Any) -> int:
     vision = config.vision_config
-    extra = 1 if config.vision_feature_select_strategy == "full" else 0
+    extra = 1 if getattr(config, "vision_feature_select_strategy", "default") == "full" else 0
     return int((vision.image_size // vision.patch_size) ** 2) + extra
 
 
-FAMILIES: dict[str, Family] = {
-    "llava": Family("llava", _llava_cls_attention, _llava_projector, _llava_grids, _llava_tokens),
-}
+def _qwen(windows: bool = False) -> dict[str, Layout]:
+    return {"image": Units("image_grid_thw", windows), "video": Units("video_grid_thw", windows)}
+
+
+_TABLE = (
+    Family("llava", {"image": Plain()}, tokens=_square, tokenwise=True),
+    Family("llava_next", {"image": AnyRes()}),
+    Family("llava_onevision", {"image": AnyRes(), "video": HalvedFrames()}),
+    Family("qwen2_vl", _qwen(), entry="visual.merger"),
+    Family("qwen2_5_vl", _qwen(windows=True), entry="visual.merger"),
+    Family("qwen3_vl", _qwen(), entry="visual.merger"),
+    Family("idefics3", {"image": Tiles("scale_factor", "overview")}, entry="connector"),
+    Family("smolvlm", {"image": Tiles("scale_factor", "overview")}, entry="connector"),
+    # InternVL's projector gets shuffled features; the norm before it (an identity in most models) gets the tower's.
+    Family("internvl", {"image": Tiles("downsample_ratio", "touching")}, entry="vision_tower.layernorm"),
+    Family("paligemma", {"image": Plain()}, tokens=_square, tokenwise=True),
+    Family("gemma3", {"image": Tiles("mm_tokens_per_image")}, tokens=lambda c: int(c.mm_tokens_per_image)),
+    Family("mistral3", {"image": AnySize(merge=2)}),
+)
+FAMILIES: dict[str, Family] = {family.name: family for family in _TABLE}
 
 
 def family_of(config: Any) -> Family:
@@ -79,7 +111,7 @@ def family_of(config: Any) -> Family:
     kind = getattr(config, "model_type", None)
     if kind not in FAMILIES:
         raise UserError(
-            f"the model family '{kind}' is not supported; known: {', '.join(sorted(FAMILIES))} "
-            "(a new one is one entry in lit_reduce/backbones/families.py)"
+            f"the model family '{kind}' is not supported: lit_reduce/backbones/families.py has no entry that says how "
+            f"its vision tower's tokens become visual tokens; known: {', '.join(sorted(FAMILIES))}"
         )
     return FAMILIES[kind]

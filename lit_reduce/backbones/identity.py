@@ -27,13 +27,16 @@ def identify(model: Any) -> BackboneId:
     """
     if model not in _KNOWN:
         config, family = model.config, family_of(model.config)
-        layers = config.vision_feature_layer
+        layers, vision = getattr(config, "vision_feature_layer", -1), config.vision_config
+        width = (
+            getattr(vision, "embed_dim", None) or vision.hidden_size
+        )  # Qwen2-VL calls its output's width hidden_size
         _KNOWN[model] = BackboneId(
             id=_name(model),
             hash=fingerprint(_on_disk(model) or model.state_dict().values()),
             family=family.name,
             hidden_size=config.get_text_config().hidden_size,
-            vision_hidden_size=config.vision_config.hidden_size * (1 if isinstance(layers, int) else len(layers)),
+            vision_hidden_size=width * (1 if isinstance(layers, int) else len(layers)),
             tokens=family.tokens(config),
         )
     return _KNOWN[model]

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lit_reduce.backbones.families import Grid
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.call import call, kept, now
-from lit_reduce.runtime.encode import IGNORE, Encoded, encoder_keys, placeholders
+from lit_reduce.runtime.encode import IGNORE, KINDS, Encoded, encoder_keys, placeholders
+from lit_reduce.runtime.visual import Visual
 from lit_reduce.tokens import Budget
 
 Keep = int | float | str | Budget
@@ -31,7 +31,7 @@ class Logical:
         selected: ``[B, L]``, true at the tokens that stayed; padding is false.
         order: ``[B, S]``, the original index of each token of the short prompt.
         valid: ``[B, S]``, the mask of the short prompt.
-        positions: ``[B, L]`` position ids of the original prompt.
+        positions: ``[B, L]`` position ids of the original prompt, or ``[R, B, L]`` of a model with R rows of them.
         anchors: The kept indices of each image, ascending.
         grids: Frames, rows and columns of each image.
         total: Visual tokens of each image before.
@@ -78,41 +78,51 @@ def compact(
         raise UserError(f"positions='{positions}' is not known; use 'keep' or 'renumber'")
     ids = inputs["input_ids"]
     start = now(ids)
-    features, stays, anchors = reduce_images(encoded, reducer, keep)
+    features, stays, rows = reduce_images(encoded, reducer, keep)
+    anchors = rows
+    if encoded.anchors:  # the tower has reduced already
+        anchors = [first[row] for first, row in zip(encoded.anchors, rows, strict=True)]
+        stays = [
+            x.new_zeros(n).bool().index_fill(0, a, True) for x, n, a in zip(rows, encoded.counts, anchors, strict=True)
+        ]
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
-    logical_positions = inputs.get("position_ids")
-    logical_positions = prompt_positions(mask) if logical_positions is None else logical_positions
+    places = inputs.get("position_ids")
+    places = _positions(model, inputs, mask) if places is None else places
 
     selected = mask.bool()
-    if stays:
-        selected = selected.masked_scatter(placeholders(model, ids), torch.cat(stays))
-    before, after = [len(x) for x in encoded.features], [len(x) for x in features]
     pictures = encoder_keys(model)
     short = {key: value for key, value in inputs.items() if key not in pictures}
-    if features:
-        short["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
+    for kind in KINDS:
+        if mine := encoded.of(kind):
+            chosen = torch.cat([stays[i] for i in mine])
+            selected = selected.masked_scatter(placeholders(model, ids, kind), chosen)
+            levels = [[level[i][rows[i]] for i in mine] for level in encoded.deepstack]
+            short.setdefault("mm_encoder_outputs", {})[kind] = Visual.of([features[i] for i in mine], levels)
+    before, after = encoded.counts, [len(x) for x in features]
     if before == after:
         order, valid = torch.arange(ids.shape[1], device=ids.device).expand_as(ids), selected
-        short |= {"attention_mask": mask, "position_ids": logical_positions}
+        short |= {"attention_mask": mask, "position_ids": places}
     else:
         order, valid = _left_padded(selected)
         short |= {"input_ids": _take(ids, order, valid, _pad(model)), "attention_mask": valid.long()}
-        short["position_ids"] = logical_positions.gather(-1, order)
+        short["position_ids"] = places.gather(-1, order.expand(*places.shape[:-1], -1))
         for name, fill in ALONGSIDE.items():
             if inputs.get(name) is not None:
                 short[name] = _take(inputs[name], order, valid, fill)
     if positions == "renumber":
         short["position_ids"] = prompt_positions(valid)
+    if getattr(model.base_model, "rope_deltas", None) is not None:  # positions of a later turn: cached tokens + deltas
+        model.base_model.rope_deltas = model.base_model.rope_deltas + (mask.sum(1) - valid.sum(1))[:, None]
     spent = 1000 * (now(ids) - start)
-    return short, Logical(selected, order, valid, logical_positions, anchors, encoded.grids, before, after, spent)
+    return short, Logical(selected, order, valid, places, anchors, encoded.grids, before, after, spent)
 
 
 def reduce_images(encoded: Encoded, reducer: Reducer, keep: Keep) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Call the reducer on each group of images of equal count and grid.
 
     Returns:
-        For each image the new tokens ``[k_i, D]``, which of the old ones stay ``[n_i]``, and the anchors ``[k_i]``.
+        For each image the new tokens ``[k_i, D]``, which of those encoded stay ``[n_i]``, and the anchors ``[k_i]``.
     """
     budget, groups = Budget.parse(keep), dict[tuple[int, Grid], list[int]]()
     for i, (x, grid) in enumerate(zip(encoded.features, encoded.grids, strict=True)):
@@ -138,6 +148,14 @@ def reduce_images(encoded: Encoded, reducer: Reducer, keep: Keep) -> tuple[list[
 def prompt_positions(mask: Tensor) -> Tensor:
     """Position ids ``[B, L]`` that ``generate`` would use for a prompt with this mask."""
     return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+
+
+def _positions(model: Any, inputs: Mapping[str, Any], mask: Tensor) -> Tensor:
+    """Position ids of the whole prompt; those of Qwen have several rows: frames, rows and columns of pictures."""
+    if not hasattr(model.base_model, "rope_deltas"):
+        return prompt_positions(mask)
+    places: Tensor = model._prepare_position_ids_for_generation(inputs["input_ids"], {**inputs, "attention_mask": mask})
+    return places
 
 
 def _left_padded(selected: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,33 +2,37 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_reduce.backbones.families import Family, Grid, family_of
 from lit_reduce.errors import UserError
-from lit_reduce.runtime.taps import Tap
+from lit_reduce.runtime.signals import TOWER, Gauges, Signal
 from lit_reduce.tokens import VisualTokens
 
-SIGNALS = frozenset({"text", "cls", "encoder"})
+SIGNALS = TOWER | {"text", "size"}
 IGNORE = -100  # label of a token that is not an answer
+KINDS = ("image", "video")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The pictures of a batch after the tower and the projector, one entry for each image.
+    """The pictures of a batch after the tower and the projector, one entry for each image or video.
 
     Attributes:
         features: ``[n_i, D]`` projected tokens.
         grids: Frames, rows and columns.
         samples: Which prompt of the batch holds the image.
-        signals: ``cls`` ``[n_i]`` and ``encoder`` ``[n_i, Dv]`` for each image.
+        signals: For each declared signal of the tower one tensor an image, ``[n_i]``, ``[n_i, C]`` or ``[C]``.
         text: ``[B, T, D]`` embeddings of the prompts' text tokens, or None when nobody asked.
         text_mask: ``[B, T]``, true at real tokens.
+        kinds: ``image`` or ``video``; all are images when empty.
+        deepstack: For each level of a model that adds visual features to deeper layers, ``[n_i, D]`` of each image.
+        anchors: Where the tower itself was reduced, the original index of each row of the features; else empty.
+        totals: And the image's tokens before that.
     """
 
     features: list[Tensor]
@@ -37,6 +41,15 @@ class Encoded:
     signals: dict[str, list[Tensor]] = field(default_factory=dict)
     text: Tensor | None = None
     text_mask: Tensor | None = None
+    kinds: list[str] = field(default_factory=list)
+    deepstack: list[list[Tensor]] = field(default_factory=list)
+    anchors: list[Tensor] = field(default_factory=list)
+    totals: list[int] = field(default_factory=list)
+
+    @property
+    def counts(self) -> list[int]:
+        """Visual tokens of each image before any reduction."""
+        return self.totals or [len(x) for x in self.features]
 
     def tokens(self, images: list[int], signals: Iterable[str]) -> VisualTokens:
         """What a reducer sees of some images of equal token count and grid, with the signals that it declared."""
@@ -46,6 +59,11 @@ class Encoded:
             given |= {"text": self.text[rows], "text_mask": self.text_mask[rows]}
         return VisualTokens(torch.stack([self.features[i] for i in images]), self.grids[images[0]], given)
 
+    def of(self, kind: str) -> list[int]:
+        """Which entries are images, or videos."""
+        kinds = self.kinds or ["image"] * len(self.features)
+        return [i for i, own in enumerate(kinds) if own == kind]
+
 
 @torch.no_grad()
 def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), family: Family | None = None) -> Encoded:
@@ -54,38 +72,51 @@ def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), f
     Args:
         model: The frozen backbone.
         inputs: What the processor made; ``labels``, if present, mark answer tokens, which no reducer may see.
-        signals: The union of what the reducers declare.
+        signals: The union of what the reducers declare, each ``name`` or ``name@layer``.
         family: Looked up from the model when None.
 
     Raises:
         UserError: an unknown signal, one that this backbone cannot give, or placeholders that do not fit the images.
     """
-    family, wanted = family or family_of(model.config), frozenset(signals)
-    if unknown := wanted - SIGNALS:
-        raise UserError(f"no backbone gives the signal '{min(unknown)}'; known: {', '.join(sorted(SIGNALS))}")
-    given: dict[str, list[Tensor]] = {}
-    text, mask = prompt_text(model, inputs) if "text" in wanted else (None, None)
-    if inputs.get("pixel_values") is None:
-        return Encoded([], [], [], given, text, mask)
-    with ExitStack() as stack:
-        tap = stack.enter_context(Tap(family.cls_attention(model))) if "cls" in wanted else None
-        tower = stack.enter_context(_InputOf(family.projector(model))) if "encoder" in wanted else None
-        features = list(_image_features(model, inputs))
-    if tap is not None:  # the mean over heads; prefix tokens such as CLS itself come first and are cut off
-        given["cls"] = [row[-len(x) :] for row, x in zip(tap.rows[0].mean(1)[:, 0], features, strict=True)]
-    if tower is not None:
-        given["encoder"] = list(torch.split(tower.seen.flatten(0, -2), [len(x) for x in features]))
-    return Encoded(features, family.grids(model, inputs), _owners(model, inputs, features), given, text, mask)
+    family = family or family_of(model.config)
+    asked = {text: Signal.parse(text) for text in frozenset(signals)}
+    if unknown := sorted(text for text, signal in asked.items() if signal.name not in SIGNALS):
+        raise UserError(f"no tower gives the signal '{unknown[0]}'; known: {', '.join(sorted(SIGNALS))}")
+    text, mask = prompt_text(model, inputs) if "text" in asked else (None, None)
+    found = Encoded([], [], [], {}, text, mask)
+    for kind in family.kinds(inputs):
+        layout = family.layout(kind, inputs)
+        pictures = layout.pictures(model, inputs)
+        counts = [picture.count for picture in pictures]
+        owners = _owners(placeholders(model, inputs["input_ids"], kind), counts)
+        with Gauges(model, family, asked) as gauges:
+            out = _features(model, inputs, kind)
+        found.features.extend(_split(out.pooler_output, counts))
+        found.grids.extend(picture.grid for picture in pictures)
+        found.samples.extend(owners)
+        found.kinds.extend([kind] * len(pictures))
+        for level, features in enumerate(getattr(out, "deepstack_features", None) or []):
+            found.deepstack.extend([] for _ in range(level + 1 - len(found.deepstack)))
+            found.deepstack[level].extend(_split(features, counts))
+        for name, rows in gauges.read(layout, inputs, counts).items():
+            found.signals.setdefault(name, []).extend(rows)
+    if "size" in asked:
+        found.signals["size"] = [x.new_ones(len(x)) for x in found.features]
+    return found
 
 
 def encoder_keys(model: Any) -> frozenset[str]:
     """Names of the inputs that only the vision tower reads."""
-    return frozenset(inspect.signature(model.base_model.get_image_features).parameters) - {"kwargs"}
+    keys = {name for kind in KINDS if _reader(model, kind) for name in _parameters(_reader(model, kind))}
+    return frozenset(keys)
 
 
-def placeholders(model: Any, ids: Tensor) -> Tensor:
-    """``[B, L]``, true where an image token stands."""
-    mask: Tensor = ids == model.config.image_token_id
+def placeholders(model: Any, ids: Tensor, kind: str | None = None) -> Tensor:
+    """``[B, L]``, true where a visual token stands: of any kind, or of images or videos alone."""
+    tokens = [getattr(model.config, f"{own}_token_id", None) for own in (KINDS if kind is None else (kind,))]
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for token in tokens:
+        mask = mask if token is None else mask | (ids == token)
     return mask
 
 
@@ -105,16 +136,34 @@ def prompt_text(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return text * text_mask[..., None], text_mask
 
 
-def _image_features(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
+def _reader(model: Any, kind: str) -> Any:
+    return getattr(model.base_model, f"get_{kind}_features", None)
+
+
+def _parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters) - {"kwargs"}
+
+
+def _features(model: Any, inputs: Mapping[str, Any], kind: str) -> Any:
     """The call that ``generate`` itself makes."""
-    keys = {name: inputs[name] for name in encoder_keys(model) if inputs.get(name) is not None}
-    features: list[Tensor] = model.base_model.get_image_features(**keys, return_dict=True).pooler_output
-    return features
+    reader = _reader(model, kind)
+    keys = {name: inputs[name] for name in _parameters(reader) if inputs.get(name) is not None}
+    return reader(**keys, return_dict=True)
 
 
-def _owners(model: Any, inputs: Mapping[str, Any], features: list[Tensor]) -> list[int]:
-    rows = placeholders(model, inputs["input_ids"]).nonzero()[:, 0]
-    counts = [len(x) for x in features]
+def _split(features: Iterable[Tensor], counts: list[int]) -> list[Tensor]:
+    """Features of each picture, from a list or tensor with another entry for each tile, picture or prompt."""
+    flat = torch.cat([x.flatten(0, -2) for x in features])
+    return list(flat.split(counts))
+
+
+def _owners(where: Tensor, counts: list[int]) -> list[int]:
+    """The prompt of each picture.
+
+    Raises:
+        UserError: prompts and pictures disagree about the number of tokens.
+    """
+    rows = where.nonzero()[:, 0]
     if len(rows) != sum(counts):
         raise UserError(
             f"the prompts hold {len(rows)} image tokens, but the images give {sum(counts)}; "
@@ -123,22 +172,3 @@ def _owners(model: Any, inputs: Mapping[str, Any], features: list[Tensor]) -> li
     starts = torch.tensor([0, *counts[:-1]]).cumsum(0)
     owners: list[int] = rows[starts.to(rows.device)].tolist()
     return owners
-
-
-class _InputOf:
-    """Keeps the first input of a module's last call while the ``with`` block lasts."""
-
-    seen: Tensor
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __enter__(self) -> "_InputOf":
-        self.handle = self.module.register_forward_pre_hook(self._keep)
-        return self
-
-    def _keep(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.seen = args[0]
-
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()

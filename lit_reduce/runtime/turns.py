@@ -19,7 +19,7 @@ class History:
         given: ``[B, L]`` ids as the caller counts them.
         input_ids: ``[B, S]``.
         mask: ``[B, S]``.
-        positions: ``[B, S]``.
+        positions: ``[B, S]``, or ``[R, B, S]`` of a model with R rows of positions; so everywhere in this module.
         next: ``[B, 1]``, the position of the next token.
     """
 
@@ -37,14 +37,14 @@ class History:
     @classmethod
     def after(cls, given: Tensor, short: dict[str, Any], positions: Tensor, mask: Tensor) -> "History":
         """The history that a prompt leaves: its short form, and the positions and mask that follow-ups continue."""
-        following = positions.masked_fill(mask == 0, -1).max(1, keepdim=True).values + 1
+        following = positions.masked_fill(mask == 0, -1).amax(-1, keepdim=True) + 1
         return cls(given, short["input_ids"], short["attention_mask"].long(), short["position_ids"], following)
 
     def repeat(self, times: int) -> "History":
         """The history of a batch whose rows were repeated by ``num_return_sequences``."""
         if times == 1:
             return self
-        return History(*(getattr(self, x.name).repeat_interleave(times, 0) for x in fields(self)))
+        return History(*(getattr(self, x.name).repeat_interleave(times, -2) for x in fields(self)))
 
     def write(self, cache: Any) -> None:
         """Leave the history on the cache that it describes."""
@@ -119,5 +119,5 @@ def joined(history: History, tail: Tail, fresh: dict[str, Any]) -> dict[str, Any
     return fresh | {
         "input_ids": torch.cat([history.input_ids, tail.generated, fresh["input_ids"]], 1),
         "attention_mask": torch.cat([history.mask, tail.mask[:, :done], fresh["attention_mask"]], 1),
-        "position_ids": torch.cat([history.positions, tail.positions[:, :done], fresh["position_ids"]], 1),
+        "position_ids": torch.cat([history.positions, tail.positions[..., :done], fresh["position_ids"]], -1),
     }

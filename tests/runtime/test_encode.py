@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lit_reduce.backbones.towers import tower_of
 from lit_reduce.errors import UserError
 from lit_reduce.runtime import encode
 from lit_reduce.runtime.encode import prompt_text
@@ -32,8 +33,9 @@ def test_signals_equal_an_eager_tower(tiny, batch):
 @pytest.mark.parametrize(("layer", "block"), [(-1, 3), (-2, 2), (2, 1), ([-3, -2], 2)])
 def test_cls_comes_from_the_block_that_feeds_the_projector(tiny, batch, layer, block):
     tiny.model.config.vision_feature_layer = layer
-    attention = tiny.family.cls_attention(tiny.model)
-    assert attention is tiny.model.base_model.vision_tower.encoder.layers[block].self_attn
+    tower = tower_of(tiny.model)
+    assert tower.attention(tower.feature) is tiny.model.base_model.vision_tower.encoder.layers[block].self_attn
+    assert tower.prefix == 1
 
 
 def test_the_tower_runs_once(tiny, batch):
@@ -97,6 +99,9 @@ def test_what_cannot_be_given_is_refused(tiny, batch):
         encode(tiny.model, batch, {"depth"})
     with pytest.raises(UserError, match=r"108 image tokens.* 72"):
         encode(tiny.model, batch | {"pixel_values": batch["pixel_values"][:2]})
-    del tiny.model.base_model.vision_tower.embeddings.class_embedding
-    with pytest.raises(UserError, match="CLS"):
-        tiny.family.cls_attention(tiny.model)
+    with pytest.raises(UserError, match="outside of the 4 layers"):
+        encode(tiny.model, batch, {"keys@4"})
+    with pytest.raises(UserError, match="names no layer"):
+        encode(tiny.model, batch, {"keys@last"})
+    with pytest.raises(UserError, match="'text_rows'"):  # only the language model has it
+        encode(tiny.model, batch, {"text_rows"})
