@@ -1,0 +1,95 @@
+"""The recipe: stages in order, each from where it was, and an export from which training can go on."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lit_reduce.backbones import load
+from lit_reduce.errors import UserError
+from lit_reduce.pocket import loop, recipe, tower
+from lit_reduce.pocket.export import EXTRA, export, start_from
+from lit_reduce.pocket.symbols import Symbols
+from lit_reduce.pocket.model import build_model
+from lit_reduce.pocket.recipe import RecipeSettings, make
+from lit_reduce.pocket.render import render
+from lit_reduce.pocket.tower import Heads
+from lit_reduce.pocket.world import make_scene
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after every step, two windows a batch, and no measuring in between."""
+    monkeypatch.setattr(recipe, "fit", partial(loop.fit, every_seconds=0))
+    monkeypatch.setattr(recipe, "window_batch", windows)
+    monkeypatch.setattr(recipe, "whiten", lambda model: tower.whiten(model, scenes=2))
+    monkeypatch.setattr(recipe, "_watch", lambda *_: {})
+
+
+def windows(step: int) -> dict[str, Tensor]:
+    return tower.window_batch(step, scenes=1, each=2)
+
+
+def chosen(folder: Path, *stages: str, **settings: object) -> RecipeSettings:
+    made = RecipeSettings(output=str(folder), stages=list(stages), device="cpu", workers=0, windows_steps=3)
+    for name, value in settings.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_a_stage_that_was_killed_ends_as_if_it_had_not_been(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(chosen(tmp_path / "whole", "windows"))
+    asked: list[int] = []
+
+    def dies(step: int) -> dict[str, Tensor]:
+        asked.append(step)
+        if asked == [0, 1]:
+            raise KeyboardInterrupt
+        return windows(step)
+
+    monkeypatch.setattr(recipe, "window_batch", dies)
+    with pytest.raises(KeyboardInterrupt):
+        make(chosen(tmp_path / "killed", "windows"))
+    make(chosen(tmp_path / "killed", "windows"))
+    assert asked == [0, 1, 1, 2]  # no step is lost, none is made twice
+    whole, resumed = (torch.load(tmp_path / name / "windows.pt", weights_only=True) for name in ("whole", "killed"))
+    assert set(whole["parts"]) == {"tower", "heads"}
+    for part, weights in whole["parts"].items():
+        assert all(torch.equal(x, resumed["parts"][part][name]) for name, x in weights.items()), part
+
+
+def test_a_stage_needs_the_one_before_it(small: None, tmp_path: Path) -> None:
+    for stage, missing in [("project", "windows"), ("connect", "language"), ("export", "connect")]:
+        with pytest.raises(UserError, match=rf"{missing}.pt is missing: run the stage {missing} first"):
+            make(chosen(tmp_path, stage))
+    with pytest.raises(UserError, match=r"stages=\['exprt'\]: use windows"):
+        make(chosen(tmp_path, "exprt"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@torch.no_grad()
+def test_an_export_answers_and_trains_on_alike(tmp_path: Path) -> None:
+    model = build_model(1)
+    heads, symbols = Heads(model.config.vision_config.hidden_size), Symbols(model.get_input_embeddings())
+    exact = {name: x.clone() for name, x in model.state_dict().items()}
+    export(model, heads, symbols, tmp_path / "pocket")
+    assert EXTRA in {path.name for path in (tmp_path / "pocket").iterdir()}
+    backbone = load(tmp_path / "pocket")
+    for name, x in backbone.model.state_dict().items():  # float16 on the disk, float32 in use
+        assert x.dtype == torch.float32
+        torch.testing.assert_close(x, exact[name], rtol=2**-11, atol=2**-24)
+    other = build_model(0)
+    other_heads, other_symbols = Heads(model.config.vision_config.hidden_size), Symbols(other.get_input_embeddings())
+    start_from(tmp_path / "pocket", other, other_heads, other_symbols)
+    inputs = backbone.prepare([render(make_scene("val", 0))], ["is there a cat ?"])
+    logits = other.eval()(**inputs).logits
+    assert torch.equal(logits, backbone.model(**inputs).logits)
+    assert float(np.ptp(logits[0, -1].numpy())) > 0.1  # and they say something
+    for before, after in ((heads, other_heads), (symbols, other_symbols)):
+        for name, x in before.state_dict().items():
+            assert torch.equal(x.half().float(), after.state_dict()[name].float()), name
