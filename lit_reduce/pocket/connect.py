@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from lit_reduce.pocket.easy import easy_picture
+from lit_reduce.pocket.guidance import guided_answers, sights_of
 from lit_reduce.pocket.labels import patch_labels
-from lit_reduce.pocket.language import Symbols, guided_answers, sights_of
 from lit_reduce.pocket.loop import Losses
 from lit_reduce.pocket.model import normalise, patches_of, tower_forward
 from lit_reduce.pocket.questions import questions
 from lit_reduce.pocket.render import owners, render
+from lit_reduce.pocket.symbols import Symbols
 from lit_reduce.pocket.tower import Heads, cls_labels, dense_loss, picture_hidden
 from lit_reduce.pocket.turns import pack
 from lit_reduce.pocket.world import GRID, make_scene, scene_rng
@@ -108,7 +109,7 @@ def connect_loss(
             patches = patches.gather(1, where[ours:, :, None].expand(-1, -1, patches.shape[-1]))
             hidden = tower_forward(model, patches, where[ours:])
             visual = torch.cat([visual, model.model.multi_modal_projector(hidden[:, 1:])])
-        said = guided_answers(model, visual, where, torch.ones_like(where, dtype=torch.bool), batch)
+        said = guided_answers(model, symbols, visual, where, torch.ones_like(where, dtype=torch.bool), batch)
         return {**seen, **said, "loss": said["loss"] + 0.25 * seen["loss"]}
 
     return loss_of

@@ -22,9 +22,10 @@ from lit_reduce.console import run
 from lit_reduce.errors import UserError
 from lit_reduce.pocket.connect import connect_loss, project_loss, question_batch
 from lit_reduce.pocket.export import export, start_from
-from lit_reduce.pocket.language import Symbols, symbolic_batch, symbolic_loss
+from lit_reduce.pocket.language import symbolic_batch, symbolic_loss
 from lit_reduce.pocket.loop import fit
 from lit_reduce.pocket.model import build_model
+from lit_reduce.pocket.symbols import Symbols
 from lit_reduce.pocket.tower import Heads, picture_batch, validate, whiten, window_batch, window_loss
 from lit_reduce.settings import configs_dir, resolve
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import LlavaForConditionalGeneration
 
 from lit_reduce.pocket.words import vocabulary
+from lit_reduce.pocket.world import GRID
 
 BOS, EOS = 2, 3
 _IDS = {piece: i for i, piece in enumerate(vocabulary())}
@@ -75,3 +77,33 @@ def turn_mask(visual_valid: Tensor, visual_place: Tensor, turn: Tensor, place: T
     see |= torch.eye(v + t, dtype=torch.bool, device=turn.device)
     mask = torch.zeros(see.shape, dtype=dtype, device=turn.device)
     return mask.masked_fill_(~see, torch.finfo(dtype).min)[:, None]
+
+
+def answer_logits(
+    model: LlavaForConditionalGeneration, visual: Tensor, where: Tensor, valid: Tensor, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Runs the decoder on visual embeddings and packed turns.
+
+    Args:
+        model: Pocket.
+        visual: [B, P, D] embeddings of the patches at `where`.
+        where: [B, P] raster indices; the token of patch i sits at position 1 + i.
+        valid: [B, P] bool.
+        batch: ids, targets, turn and place of `pack`, [B, T].
+
+    Returns:
+        The logits [M, vocabulary] and targets [M] at the answer positions.
+    """
+    embedding = model.get_input_embeddings()
+    text = embedding(batch["ids"])
+    start = embedding(torch.full((len(visual), 1), BOS, device=visual.device))
+    place = torch.cat([torch.zeros_like(where[:, :1]), 1 + where], 1)
+    seen = torch.cat([torch.ones_like(valid[:, :1]), valid], 1)
+    mask = turn_mask(seen, place, batch["turn"], batch["place"], torch.float32)
+    positions = torch.cat([place, 1 + GRID * GRID + batch["place"]], 1)
+    hidden = model.get_decoder()(
+        inputs_embeds=torch.cat([start, visual.to(text.dtype), text], 1), attention_mask=mask, position_ids=positions,
+        use_cache=False,
+    ).last_hidden_state[:, place.shape[1] :]  # fmt: skip
+    asked = batch["targets"] >= 0
+    return model.lm_head(hidden[asked]), batch["targets"][asked]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from lit_reduce.pocket.language import answer_logits, misses, symbolic_batch
+from lit_reduce.pocket.guidance import misses
+from lit_reduce.pocket.language import symbolic_batch
 from lit_reduce.pocket.questions import questions
 from lit_reduce.pocket.render import owners
-from lit_reduce.pocket.turns import BOS, EOS, pack, token_ids
+from lit_reduce.pocket.turns import BOS, EOS, answer_logits, pack, token_ids
 from lit_reduce.pocket.words import vocabulary
 from lit_reduce.pocket.world import GRID, PATCH, make_scene
 
