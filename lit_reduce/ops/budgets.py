@@ -1,5 +1,6 @@
 """Budget rules: how a number of tokens is split over parts, tiles or layers."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -24,9 +25,10 @@ def layer_average(schedule: Mapping[int, int], depth: int, tokens: int) -> float
 def count_for_average(average: float, depth: int, tokens: int, layer: int) -> int:
     """Tokens to keep from before ``layer`` on, so that layers see ``average`` of them: ``(aL - NK) / (L - K)``.
 
-    FastV at K = 2 of 32 layers and 576 tokens: 166, 98 and 30 for averages of 192, 128 and 64. At least 1.
+    FastV at K = 2 of 32 layers and 576 tokens: 166, 98 and 30 for averages of 192, 128 and 64. The nearest count, at
+    least 1.
     """
-    return max(1, int((average * depth - tokens * layer) / (depth - layer)))
+    return max(1, math.floor((average * depth - tokens * layer) / (depth - layer) + 0.5))
 
 
 def contextual_count(k: int) -> int:

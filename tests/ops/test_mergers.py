@@ -1,11 +1,23 @@
-"""Average pooling against a loop in float64, and against torch where torch does the same."""
+"""Mergers against loops in float64, and against torch where torch does the same."""
+
+import itertools
+import math
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_reduce.ops.cells import cells
-from lit_reduce.ops.mergers import average_pool
+from lit_reduce.ops.mergers import (
+    agreement,
+    assignment,
+    average_pool,
+    merge_attention,
+    merge_mean,
+    merge_sum,
+    nearest,
+    windows,
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -45,3 +57,121 @@ def test_average_pool_passes_gradients():
     features = torch.randn(1, 12, 2, requires_grad=True)
     average_pool(features, (1, 3, 4), 4)[0].sum().backward()
     assert torch.all(features.grad > 0)
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def cosine_of(a: list[float], b: list[float]) -> float:
+    dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
+
+
+def add(vectors: list[list[float]], weights: list[float]) -> list[float]:
+    return [math.fsum(w * v[d] for v, w in zip(vectors, weights, strict=True)) for d in range(len(vectors[0]))]
+
+
+@st.composite
+def cases(draw_):
+    seed, count = draw_(st.integers(0, 1000)), draw_(st.integers(2, 9))
+    k = draw_(st.integers(1, count))
+    anchors = torch.stack(
+        [torch.randperm(count, generator=torch.Generator().manual_seed(seed + b))[:k] for b in (0, 1)]
+    )
+    return seed, count, k, anchors.sort(-1).values
+
+
+few = settings(max_examples=40, deadline=None)
+
+
+@few
+@given(cases())
+def test_nearest_matches_the_loop(case):
+    seed, count, k, anchors = case
+    metric = draw(seed, 2, count, 4)
+    for image, chosen, got in zip(metric.tolist(), anchors.tolist(), nearest(metric, anchors).tolist(), strict=True):
+        expected = [max(range(k), key=lambda i, n=n: cosine_of(image[n], image[chosen[i]])) for n in range(count)]
+        assert got == [chosen.index(n) if n in chosen else expected[n] for n in range(count)]
+
+
+def test_nearest_leaves_equal_anchors_to_themselves_and_others_to_the_first():
+    assert nearest(torch.ones(1, 4, 2), torch.tensor([[1, 3]])).tolist() == [[0, 0, 0, 1]]
+
+
+@few
+@given(cases(), st.booleans())
+def test_merge_mean_and_sum_match_the_loop(case, weighted):
+    seed, count, k, anchors = case
+    features, owner = draw(seed, 2, count, 3), nearest(draw(seed + 1, 2, count, 4), anchors)
+    owner[0, [n for n in range(count) if n not in anchors[0].tolist()][:1]] = -1
+    weight = draw(seed + 2, 2, count).abs() + 0.1 if weighted else None
+    made, mass = merge_mean(features, owner, k, weight)
+    added = merge_sum(features, owner, anchors)
+    for image in range(2):
+        x, weights = features[image].tolist(), [1.0] * count if weight is None else weight[image].tolist()
+        for token in range(k):
+            members = [n for n in range(count) if owner[image, n] == token]
+            total = math.fsum(weights[n] for n in members)
+            mean = add([x[n] for n in members], [weights[n] / total for n in members])
+            torch.testing.assert_close(made[image, token].tolist(), mean)
+            assert math.isclose(mass[image, token], total)
+            anchor = int(anchors[image, token])
+            others = [n for n in members if n != anchor]
+            mean = add([x[n] for n in others], [1 / len(others)] * len(others)) if others else [0.0] * 3
+            torch.testing.assert_close(added[image, token].tolist(), add([x[anchor], mean], [1, 1]))
+
+
+def test_merge_mean_of_nobody_is_zero_and_weighs_nothing():
+    made, mass = merge_mean(torch.ones(1, 2, 3), torch.tensor([[1, -1]]), 2)
+    assert made.tolist() == [[[0, 0, 0], [1, 1, 1]]]
+    assert mass.tolist() == [[0, 1]]
+
+
+def test_merge_mean_keeps_half_precision_and_passes_gradients():
+    features = torch.randn(1, 6, 2, dtype=torch.bfloat16, requires_grad=True)
+    made, _ = merge_mean(features, torch.zeros(1, 6, dtype=torch.long), 1)
+    assert made.dtype == torch.bfloat16
+    made.sum().backward()
+    assert torch.all(features.grad > 0)
+
+
+@few
+@given(cases(), st.integers(1, 12))
+def test_merge_attention_matches_the_loop(case, neighbours):
+    seed, count, k, anchors = case
+    features, metric = draw(seed, 2, count, 3), draw(seed + 1, 2, count, 4)
+    attention = draw(seed + 2, 2, count).softmax(-1)
+    made = merge_attention(features, metric, attention, anchors, neighbours)
+    for image in range(2):
+        x, keys, weights = features[image].tolist(), metric[image].tolist(), attention[image].tolist()
+        for token in range(k):
+            i = int(anchors[image, token])
+            near = sorted((n for n in range(count) if n != i), key=lambda n: -cosine_of(keys[i], keys[n]))[:neighbours]
+            expected = add([x[i], *(x[n] for n in near)], [1.0, *(weights[n] for n in near)])
+            torch.testing.assert_close(made[image, token].tolist(), expected)
+
+
+def test_assignment_numbers_the_takers():
+    anchors, taker = torch.tensor([[1, 4], [0, 2]]), torch.tensor([[1, 1, -1, 4, 4], [0, 0, 2, 2, -1]])
+    assert assignment(anchors, taker).tolist() == [[0, 0, -1, 1, 1], [0, 0, 1, 1, -1]]
+
+
+def test_windows_of_a_grid_with_a_border():
+    expected = [0, 0, 1, 1, -1, 0, 0, 1, 1, -1, -1, -1, -1, -1, -1]
+    assert windows((1, 3, 5), 2).tolist() == expected
+    assert windows((2, 3, 5), 2).tolist() == expected + [n + 2 if n >= 0 else -1 for n in expected]
+
+
+@few
+@given(cases())
+def test_agreement_is_the_mean_cosine_of_pairs(case):
+    seed, count, k, anchors = case
+    features, owner = draw(seed, 2, count, 4), nearest(draw(seed + 1, 2, count, 4), anchors)
+    got = agreement(features, owner, k)
+    for image in range(2):
+        x = features[image].tolist()
+        for group in range(k):
+            members = [n for n in range(count) if owner[image, n] == group]
+            pairs = [cosine_of(x[a], x[b]) for a, b in itertools.combinations(members, 2)]
+            assert math.isclose(got[image, group], math.fsum(pairs) / len(pairs) if pairs else 1.0, abs_tol=1e-9)

@@ -1,0 +1,81 @@
+"""Budget rules: the papers' own numbers, and fairness by a loop that hands out one token at a time."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_reduce.ops.budgets import contextual_count, count_for_average, even_shares, largest_remainder, layer_average
+
+
+@pytest.mark.parametrize(("average", "kept"), [(192, 166), (128, 98), (64, 30)])
+def test_fastv_counts_for_the_published_averages(average, kept):
+    assert count_for_average(average, 32, 576, 2) == kept
+    assert layer_average({2: kept}, 32, 576) == pytest.approx(average, abs=1)
+
+
+@pytest.mark.parametrize(("average", "kept"), [(192, 152), (128, 82), (64, 11)])
+def test_fastv_counts_from_the_third_layer_on(average, kept):
+    assert count_for_average(average, 32, 576, 3) == kept
+
+
+def test_layer_averages_of_published_schedules():
+    assert layer_average({8: 288, 16: 144, 24: 72}, 32, 576) == 270  # PyramidDrop
+    assert layer_average({2: 309, 6: 204, 15: 113}, 32, 576) == pytest.approx(192, abs=0.1)  # SparseVLM, 192
+    assert layer_average({8: 35, 16: 26, 24: 19}, 32, 48) == 32  # VisionDrop, 32
+    assert layer_average({}, 32, 576) == 576
+    assert layer_average({0: 64}, 32, 576) == 64
+
+
+@pytest.mark.parametrize(("k", "few"), [(192, 30), (128, 20), (64, 10), (32, 5), (2, 1), (1, 0)])
+def test_visionzips_contextual_part(k, few):
+    assert contextual_count(k) == few
+
+
+@given(st.integers(0, 50), st.integers(1, 9))
+def test_even_shares(total, parts):
+    shares = even_shares(total, parts)
+    assert sum(shares) == total
+    assert max(shares) - min(shares) <= 1
+
+
+def shares_by_loop(weights: list[int], total: int, caps: list[int]) -> list[Fraction]:
+    """Exact shares: split in proportion, close what is full, split what is left again."""
+    share = [Fraction(0)] * len(caps)
+    while True:
+        open_ = [i for i in range(len(caps)) if share[i] < caps[i]]
+        left = total - sum(share)
+        if not left or not open_:
+            return share
+        mass = sum(weights[i] for i in open_)
+        for i in open_:
+            part = left * (Fraction(weights[i], mass) if mass else Fraction(1, len(open_)))
+            share[i] = min(Fraction(caps[i]), share[i] + part)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 12)), min_size=1, max_size=6), st.data())
+def test_largest_remainder_rounds_the_exact_shares(parts, data):
+    weights, caps = [w for w, _ in parts], [c for _, c in parts]
+    total = data.draw(st.integers(0, sum(caps)))
+    got = largest_remainder(torch.tensor([weights], dtype=torch.float32), total, caps)[0].tolist()
+    assert sum(got) == total
+    exact = shares_by_loop(weights, total, caps)
+    for count, cap, share in zip(got, caps, exact, strict=True):
+        assert 0 <= count <= cap
+        assert share.__floor__() <= count <= share.__ceil__()
+    lost = [share - share.__floor__() for share in exact]
+    risen = [lost[i] for i in range(len(got)) if got[i] > exact[i].__floor__()]
+    fallen = [lost[i] for i in range(len(got)) if got[i] == exact[i].__floor__() and lost[i]]
+    assert not risen or not fallen or min(risen) >= max(fallen) - Fraction(1, 10**6)
+
+
+def test_equal_remainders_serve_the_lower_index_and_rows_do_not_mix():
+    got = largest_remainder(torch.tensor([[1.0, 1, 1], [0, 0, 0], [5, 0, 0]]), 4, [3, 3, 3])
+    assert got.tolist() == [[2, 1, 1], [2, 1, 1], [3, 1, 0]]
+
+
+def test_too_much_for_the_caps_is_refused():
+    with pytest.raises(ValueError, match="cannot share 5"):
+        largest_remainder(torch.ones(1, 2), 5, [2, 2])
