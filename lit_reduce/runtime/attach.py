@@ -1,13 +1,15 @@
-"""Puts a reducer into a model object: ``with attach(model, reducer, keep=64): model.generate(**inputs)``.
+"""Puts reducers into a model object: ``with attach(model, reducer, keep=64): model.generate(**inputs)``.
 
-Only ``generate`` and ``forward`` of this one object are replaced, by methods that keep their contracts; class, weights,
-state dict and hooks stay as they are, and `Attachment.detach` takes the two away again.
+Only ``generate`` and ``forward`` of this one object are replaced, by methods that keep their contracts, and hooks are
+added where a reducer acts inside the tower or the language model. Class, weights and state dict stay as they are, and
+`Attachment.detach` takes everything away again.
 """
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -19,47 +21,104 @@ from lit_reduce.plugin import load_plugin
 from lit_reduce.reducer import Reducer, available, create
 from lit_reduce.runtime.compact import Keep, Logical, compact
 from lit_reduce.runtime.contract import reduced_forward, reduced_generate
-from lit_reduce.runtime.encode import encode
+from lit_reduce.runtime.encode import Encoded, encode
+from lit_reduce.runtime.flow import Prompt
+from lit_reduce.runtime.inside import Inside, Recall, stages_of
+from lit_reduce.runtime.rows import from_tower
 from lit_reduce.tokens import Budget
 
 _NAME = "_lit_reduce"
 _METHODS = {"generate": reduced_generate, "forward": reduced_forward}
+_COMPILED = (
+    "_compiled_call",
+    "_last_compile_config",
+)  # where generate keeps a compiled step: it knows our hooks, or not
+INSIDE = ("decoder", "cache")
 
 
 @dataclass(frozen=True)
 class Stats:
-    """The last call: visual tokens kept and before, over all images, and the reducer's own time in milliseconds."""
+    """The last call.
+
+    Attributes:
+        kept: Visual tokens that are left in the end, over all images.
+        total: And before.
+        reducer_ms: The reducers' own time in milliseconds.
+        layers: Visual tokens that each decoder layer worked on.
+        cached: Visual keys that each layer's cache held after the prompt; empty unless a reducer acts there.
+    """
 
     kept: int = 0
     total: int = 0
     reducer_ms: float = 0.0
+    layers: tuple[int, ...] = ()
+    cached: tuple[int, ...] = ()
+
+    @property
+    def per_layer(self) -> float:
+        """Visual tokens that a decoder layer works on, averaged over the layers."""
+        return sum(self.layers) / len(self.layers) if self.layers else float(self.kept)
 
 
 class Attachment:
-    """A reducer inside a model; a context manager, or a plain object with `detach`.
+    """Reducers inside a model; a context manager, or a plain object with `detach`.
 
     Attributes:
-        model: The model that it is attached to.
-        reducer: The reducer.
-        keep: The budget of each image.
+        model: The model that they are attached to.
+        sites: The reducer and its budget at each site.
         positions: ``keep`` or ``renumber``.
-        stats: What the last call kept, and how long the reducer took.
+        stats: What the last call kept, and how long the reducers took.
         logical: How the last call's prompt was shortened; None when it was left alone.
     """
 
-    def __init__(self, model: Any, reducer: Reducer, keep: Budget, positions: str) -> None:
+    def __init__(self, model: Any, sites: dict[str, tuple[Reducer, Budget]], positions: str = "keep") -> None:
         if _NAME in vars(model):
-            raise UserError("a reducer is attached to this model already; detach it first")
-        self.model, self.reducer, self.keep, self.positions = model, reducer, keep, positions
+            raise UserError("a reducer is attached to this model already; detach it first, or attach several at once")
+        self.model, self.sites, self.positions = model, sites, positions
         self.family = family_of(model.config)
-        self.keep.count(self.family.tokens(model.config))  # complains now, not in the middle of an evaluation
+        self._check()
         self.stats = Stats()
         self.logical: Logical | None = None
+        self._prompt: Prompt | None = None
+        self._undo: list[Callable[[], None]] = []
+        acting = {site: reducer for site, (reducer, _) in sites.items() if site in INSIDE}
+        self.inside = Inside(model, **acting) if acting else None
+        if self.inside is not None:
+            self._undo.append(self.inside.remove)
+        if "encoder" in sites:
+            self._undo.append(_install_tower(model, self.family, *sites["encoder"]))
         self._before = {name: vars(model)[name] for name in _METHODS if name in vars(model)}
+        self._compiled = {name: vars(model).pop(name) for name in _COMPILED if name in vars(model)}
         vars(model)[_NAME] = self  # past nn.Module's registration, so that the state dict does not know
         for name, method in _METHODS.items():
             # transformers reads signatures, so the wrapper must show the original one. A bound method follows deepcopy.
             vars(model)[name] = MethodType(_like(getattr(type(model), name), method), model)
+
+    def _check(self) -> None:
+        """Complain now, not in the middle of an evaluation."""
+        tokens, depth = self.family.tokens(self.model.config), len(self.model.get_decoder().layers)
+        for site, (reducer, keep) in self.sites.items():
+            if site in INSIDE:
+                kernel = self.model.get_decoder().config._attn_implementation
+                if "flex" in (kernel or "") or "paged" in (kernel or ""):
+                    raise UserError(f"the attention kernel '{kernel}' cannot work on some of the tokens; use sdpa")
+                # Where the count depends on the image, any large one tells whether the layers exist.
+                some = tokens or 1024 * (keep.value if isinstance(keep.value, int) else 1)
+                stages_of(reducer, depth, some, keep.count(some))
+            if tokens:
+                keep.count(tokens)
+
+    def recall(self, layer: int, entries: Recall) -> None:
+        """Let a decoder layer see keys and values beside its own.
+
+        Args:
+            layer: Index of the layer.
+            entries: Called once for each prompt (without a cache, at each pass); gets the `Flow` and gives an `Extra`.
+        """
+        if self.inside is None:
+            self.inside = Inside(self.model)
+            self._undo.append(self.inside.remove)
+        self.inside.recall[layer] = entries
 
     def original(self, name: str) -> Any:
         """The method that stood there before, bound to the model."""
@@ -78,27 +137,76 @@ class Attachment:
 
     def shorten(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Logical]:
         """Encode, reduce and shorten one prompt."""
-        encoded = encode(self.model, inputs, self.reducer.signals, self.family)
-        short, logical = compact(self.model, inputs, encoded, self.reducer, self.keep, self.positions)
+        inside = [reducer for site, (reducer, _) in self.sites.items() if site in INSIDE]
+        signals = frozenset[str]().union(*map(from_tower, inside))
+        reducer, keep = self.sites.get("projector", (_ALL, Budget(1.0)))
+        encoded = encode(self.model, inputs, signals | reducer.signals, self.family)
+        short, logical = compact(self.model, inputs, encoded, reducer, keep, self.positions)
+        self._prompt = None if self.inside is None else self._inner(short, logical, encoded)
         self.record(sum(logical.kept), sum(logical.total), logical)
         return short, logical
 
-    def keeps_all(self, images: int, tokens: int) -> bool:
-        """Whether nothing would be dropped, known from counts alone, so that not even the signals are computed."""
-        equal = images > 0 and tokens % images == 0
-        return equal and self.positions == "keep" and self.keep.count(tokens // images) == tokens // images
+    def _inner(self, short: dict[str, Any], logical: Logical, encoded: Encoded) -> Prompt | None:
+        """What the language model is to read, or None when nothing inside it changes anything."""
+        prompt, pictures = Prompt.of(self.model, short, logical.kept, logical.grids), []
+        depth, acts = len(self.model.get_decoder().layers), bool(self.inside and self.inside.recall)
+        for picture, anchors in zip(prompt.pictures, logical.anchors, strict=True):
+            given = {name: rows[picture.number][anchors] for name, rows in encoded.signals.items()}
+            stages: dict[str, dict[int, int]] = {site: {} for site in INSIDE}
+            for site in INSIDE & self.sites.keys():
+                reducer, keep = self.sites[site]
+                stages[site] = stages_of(reducer, depth, picture.count, keep.count(picture.count))
+                acts = acts or any(count < picture.count for count in stages[site].values())
+            pictures.append(replace(picture, given=given, stages=stages["decoder"], cached=stages["cache"]))
+        return replace(prompt, pictures=pictures) if acts else None
+
+    def reading(self) -> AbstractContextManager[None]:
+        """While it lasts, the language model reads the prompt that was shortened last."""
+        prompt, self._prompt = self._prompt, None
+        return nullcontext() if self.inside is None else self.inside.reading(prompt)
+
+    def keeps_all(self, counts: Sequence[int]) -> bool:
+        """Whether nothing would be dropped, known from the images' counts alone: not even the signals are computed."""
+        if not counts or self.positions != "keep" or (self.inside and self.inside.recall):
+            return False
+        depth = len(self.model.get_decoder().layers)
+        for site, (reducer, keep) in self.sites.items():
+            for count in set(counts):
+                budget = keep.count(count)
+                left = stages_of(reducer, depth, count, budget).values() if site in INSIDE else [budget]
+                if any(x < count for x in left):
+                    return False
+        return True
 
     def record(self, kept: int, total: int, logical: Logical | None = None) -> None:
-        """Remember what a call did."""
+        """Remember what a call did before the language model."""
         self.logical = logical
         self.stats = Stats(kept, total, 0.0 if logical is None else logical.reducer_ms)
+
+    def record_inside(self) -> None:
+        """Remember what the call did inside the language model as well."""
+        inside, logical = self.inside, self.logical
+        if inside is None or logical is None or not inside.counts:
+            return
+        many = max(1, len(inside.pictures) // max(1, len(logical.kept)))  # each sample's beams are counted once
+        pictures = sorted(inside.pictures, key=lambda p: p.number)[::1]
+        pictures = [p for p in pictures if p.row % many == 0]
+        order = {p.number: p for p in pictures}
+        left = [order[n] for n in sorted(order)]
+        anchors = [before[p.anchors] for before, p in zip(logical.anchors, left, strict=True)]
+        spent = logical.reducer_ms + inside.spent
+        self.logical = replace(logical, anchors=anchors, kept=[p.count for p in left], reducer_ms=spent)
+        layers, cached = (tuple(count // many for count in counts) for counts in (inside.counts, inside.cached))
+        self.stats = Stats(sum(self.logical.kept), self.stats.total, spent, layers, cached)
 
     def detach(self) -> None:
         """Give the model its own methods back; harmless when repeated."""
         if vars(self.model).get(_NAME) is self:
-            for name in (_NAME, *_METHODS):
-                del vars(self.model)[name]
-            vars(self.model).update(self._before)
+            for name in (_NAME, *_METHODS, *_COMPILED):
+                vars(self.model).pop(name, None)
+            vars(self.model).update(self._before | self._compiled)
+            for undo in reversed(self._undo):
+                undo()
 
     def __enter__(self) -> "Attachment":
         return self
@@ -107,19 +215,23 @@ class Attachment:
         self.detach()
 
 
+Named = Reducer | str | Path
+
+
 def attach(
     model: Any,
-    reducer: Reducer | str | Path,
-    keep: Keep = 64,
+    reducer: Named | Sequence[Named],
+    keep: Keep | Sequence[Keep] = 64,
     positions: str | None = None,
     revision: str | None = None,
 ) -> Attachment:
-    """Put a reducer into a model.
+    """Put a reducer into a model, or several at different sites.
 
     Args:
         model: A transformers vision-language model of a known family.
-        reducer: A reducer, the folder or hub id of a plug-in, or the name of a reducer that needs no training.
-        keep: Visual tokens to keep of each image: a count, or a ratio in (0, 1].
+        reducer: A reducer, the folder or hub id of a plug-in, or the name of a reducer that needs no training; or a
+            list of these, at most one for each site.
+        keep: Visual tokens to keep of each image: a count, or a ratio in (0, 1]; or one for each reducer.
         positions: ``keep`` the original position ids or ``renumber`` them; by default what the plug-in says.
         revision: Branch, tag or commit of a hub id.
 
@@ -127,10 +239,24 @@ def attach(
         A context manager that detaches at its end; `Attachment.detach` does the same.
 
     Raises:
-        UserError: an unknown reducer, a plug-in of another backbone, a budget out of range, or a second attachment.
+        UserError: an unknown reducer, a plug-in of another backbone, a budget out of range, two reducers at one site, a
+            reducer whose layers this model lacks, or a second attachment.
     """
-    found, stored = find_reducer(reducer, model, revision)
-    return Attachment(model, found, Budget.parse(keep), positions or stored)
+    named: list[Any] = list(reducer) if isinstance(reducer, list | tuple) else [reducer]
+    keeps: list[Any] = list(keep) if isinstance(keep, list | tuple) else [keep] * len(named)
+    if len(keeps) != len(named) or not named:
+        raise UserError(f"{len(named)} reducers but {len(keeps)} budgets; give one keep for all or one for each")
+    sites: dict[str, tuple[Reducer, Budget]] = {}
+    for name, budget in zip(named, keeps, strict=True):
+        found, stored = find_reducer(name, model, revision)
+        if found.site in sites:
+            other = sites[found.site][0].name
+            raise UserError(
+                f"'{other}' and '{found.name}' both act at the {found.site}; attach one reducer for each site"
+            )
+        sites[found.site] = found, Budget.parse(budget)
+        positions = positions or (stored if found.site == "projector" else None)
+    return Attachment(model, sites, positions or "keep")
 
 
 def find_reducer(reducer: Reducer | str | Path, model: Any, revision: str | None = None) -> tuple[Reducer, str]:
@@ -149,6 +275,21 @@ def find_reducer(reducer: Reducer | str | Path, model: Any, revision: str | None
     if known is not None and known.trained:
         raise UserError(f"the reducer '{name}' is a trained one; give the folder or hub id of a plug-in")
     return create(name).eval(), "keep"
+
+
+class _All(Reducer):
+    """Stands at the projector when nobody reduces there."""
+
+    name = "all"
+
+
+_ALL = _All()
+
+
+def _install_tower(model: Any, family: Any, reducer: Reducer, keep: Budget) -> Callable[[], None]:
+    tower = importlib.import_module("lit_reduce.runtime.tower")
+    remove: Callable[[], None] = tower.install(model, family, reducer, keep).remove
+    return remove
 
 
 def _like(original: Any, method: Any) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lit_reduce.runtime.attach import Attachment
 
 PROMPT = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+TIMES = "second_per_grid_ts"  # of videos: positions depend on it
 
 
 def reduced_generate(
@@ -34,16 +35,18 @@ def reduced_generate(
         with self.plain_forward():
             return plain(None, generation_config, *args, **kwargs)
     ids = kwargs["input_ids"]
-    prompt = {name: kwargs.pop(name) for name in {*PROMPT, *encoder_keys(self.model)} & kwargs.keys()}
+    prompt = {name: kwargs.pop(name) for name in {*PROMPT, TIMES, *encoder_keys(self.model)} & kwargs.keys()}
     if prompt.get("attention_mask") is None:
         prompt["attention_mask"] = _guessed_mask(self.model, ids)
+    _refuse_modes(self, generation_config or self.model.generation_config, kwargs)
     short, history = _short_prompt(self, prompt, cache)
     dropped = ids.shape[1] - short["input_ids"].shape[1]
     _count_lengths(generation_config or self.model.generation_config, kwargs, dropped)
     if kwargs.get("use_cache") is False:
         short = _with_padding(short)
-    with self.plain_forward():
+    with self.plain_forward(), self.reading():
         out = plain(None, generation_config, *args, **short, **kwargs)
+        self.record_inside()
     sequences = out if isinstance(out, Tensor) else out.sequences
     times = len(sequences) // len(ids)
     answer = sequences[:, short["input_ids"].shape[1] :]
@@ -66,14 +69,16 @@ def reduced_forward(self: "Attachment", *args: Any, **kwargs: Any) -> Any:
         return plain(**kwargs)
     ids, mask, history = kwargs["input_ids"], kwargs.get("attention_mask"), history_of(cache)
     if cached_length(cache):
-        if history is None or kwargs.get("pixel_values") is not None:
+        if history is None or self.family.kinds(kwargs):
             raise UserError("forward cannot take a new image on a cache; use generate with the whole conversation")
         return plain(**kwargs | _step(history, cached_length(cache), ids, kwargs))
     kwargs["attention_mask"] = mask = torch.ones_like(ids) if mask is None else mask
     wanted, at = kwargs.pop("return_dict", None), kwargs.pop("logits_to_keep", 0)
     short, logical = self.shorten(kwargs)
     few = isinstance(at, int) and at > 0 and _ends_alike(logical, at)  # then the short prompt's last ones are the same
-    out = plain(**short, logits_to_keep=at if few else 0, return_dict=True)
+    with self.reading():
+        out = plain(**short, logits_to_keep=at if few else 0, return_dict=True)
+        self.record_inside()
     if not few:
         logits = _restored(out.logits, logical)
         out.logits = logits[:, -at:] if isinstance(at, int) else logits[:, at]  # the slice -0: is the whole
@@ -84,18 +89,19 @@ def reduced_forward(self: "Attachment", *args: Any, **kwargs: Any) -> Any:
 
 def _lets_pass(self: "Attachment", kwargs: dict[str, Any], cache: Any) -> bool:
     """Whether this call holds nothing to reduce and continues nothing that was reduced."""
-    pixels, ids = kwargs.get("pixel_values"), kwargs.get("input_ids")
-    if (kwargs.get("mm_encoder_outputs") or {}).get("image") is not None:
+    ids = kwargs.get("input_ids")
+    if any(output is not None for output in (kwargs.get("mm_encoder_outputs") or {}).values()):
         raise UserError("an attached model reduces images itself; pass pixel_values, not mm_encoder_outputs")
     if history_of(cache) is not None:
         return False
-    if pixels is None:
+    if not self.family.kinds(kwargs):
         self.record(0, 0)
         return True
     if ids is None:
         raise UserError("an attached model needs input_ids beside pixel_values; inputs_embeds hide where images are")
     tokens = int(placeholders(self.model, ids).sum())
-    if cached_length(cache) == 0 and self.keeps_all(len(self.family.grids(self.model, kwargs)), tokens):
+    counts = [picture.count for picture in self.family.pictures(self.model, kwargs)]
+    if cached_length(cache) == 0 and sum(counts) == tokens and self.keeps_all(counts):
         self.record(tokens, tokens)
         return True
     return False
@@ -110,10 +116,10 @@ def _short_prompt(self: "Attachment", prompt: dict[str, Any], cache: Any) -> tup
     history = history_of(cache) or plain_history(ids, mask, cached)
     tail = tail_of(history, cached, ids, mask)
     done = tail.generated.shape[1]
-    short = {"input_ids": tail.fresh, "attention_mask": tail.mask[:, done:], "position_ids": tail.positions[:, done:]}
+    short = {"input_ids": tail.fresh, "attention_mask": tail.mask[:, done:], "position_ids": tail.positions[..., done:]}
     positions, seen = short["position_ids"], short["attention_mask"]
     if bool(placeholders(self.model, tail.fresh).any()):
-        pictures = {name: prompt[name] for name in encoder_keys(self.model) & prompt.keys()}
+        pictures = {name: prompt[name] for name in {TIMES, *encoder_keys(self.model)} & prompt.keys()}
         short, _ = self.shorten(short | pictures)
         if self.positions == "renumber":
             before = history.next + tail.mask[:, :done].sum(1, keepdim=True)
@@ -138,7 +144,7 @@ def _step(history: History, cached: int, ids: Tensor, kwargs: dict[str, Any]) ->
     rest = history.mask.new_ones(len(ids), done + ids.shape[1]) if mask is None else mask[:, history.length :].long()
     positions = kwargs.get("position_ids")
     if positions is None:
-        positions = (history.next + rest.cumsum(1) - 1)[:, -ids.shape[1] :]
+        positions = (history.next + rest.cumsum(1) - 1)[..., -ids.shape[1] :]
     return {"attention_mask": torch.cat([history.mask, rest], 1), "position_ids": positions}
 
 
@@ -147,6 +153,34 @@ def _ends_alike(logical: Logical, count: int) -> bool:
     length = logical.selected.shape[1]
     last = torch.arange(length - count, length, device=logical.order.device)
     return count <= logical.order.shape[1] and bool((logical.order[:, -count:] == last).all())
+
+
+def _refuse_modes(self: "Attachment", config: Any, kwargs: dict[str, Any]) -> None:
+    """Ways of generating that cannot give what the plain model would, told before anything runs.
+
+    Raises:
+        UserError: one of them is asked for beside a reducer inside the language model.
+    """
+
+    def asked(name: str) -> Any:
+        return kwargs.get(name, getattr(config, name, None))
+
+    if self.inside is None:
+        return
+    if asked("prefill_chunk_size"):
+        raise UserError(
+            "a reducer inside the language model ranks by the end of the prompt, which the first chunks do not have; "
+            "leave out prefill_chunk_size"
+        )
+    if "cache" not in self.sites:
+        return
+    if asked("use_cache") is False:
+        raise UserError("a reducer at the cache has nothing to act on with use_cache=False")
+    if asked("prompt_lookup_num_tokens") or kwargs.get("assistant_model") is not None:
+        raise UserError(
+            "a reducer at the cache acts after the prompt, but assisted decoding checks its first guesses together "
+            "with the prompt; leave out the assistant"
+        )
 
 
 def _restored(logits: Tensor, logical: Logical) -> Tensor:

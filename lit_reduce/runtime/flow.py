@@ -1,0 +1,224 @@
+"""One pass of a prompt through the language model, in which later layers work on fewer tokens than earlier ones."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_reduce.backbones.families import Grid
+from lit_reduce.runtime.encode import IGNORE, placeholders
+from lit_reduce.runtime.slots import EXTRA, PAD, left_padded, take
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The visual tokens of one image inside the language model; what changes makes a new one.
+
+    Attributes:
+        number: Tells the pictures of a prompt apart.
+        row: Which sample of the batch it stands in.
+        grid: Frames, rows and columns where it entered.
+        columns: ``[n]``, where its tokens stand among the tokens that the layer at hand works on.
+        anchors: ``[n]``, which of the image's first tokens they are.
+        size: ``[n]``, how many of the first tokens each stands for.
+        given: Signals from before the language model, one entry a token.
+        stages: How many tokens stay from before each decoder layer on.
+        cached: How many keys stay in each layer's cache at the end of the prompt.
+    """
+
+    number: int
+    row: int
+    grid: Grid
+    columns: Tensor
+    anchors: Tensor
+    size: Tensor
+    given: dict[str, Tensor] = field(default_factory=dict)
+    stages: dict[int, int] = field(default_factory=dict)
+    cached: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Tokens that are left, n."""
+        return len(self.columns)
+
+    def only(self, chosen: Tensor) -> "Picture":
+        """The picture with the ``chosen`` ones of its tokens left."""
+        given = {name: x[chosen] for name, x in self.given.items()}
+        columns, anchors, size = self.columns[chosen], self.anchors[chosen], self.size[chosen]
+        return replace(self, columns=columns, anchors=anchors, size=size, given=given)
+
+    def moved(self, columns: Tensor) -> "Picture":
+        """The picture with its tokens at other places."""
+        return replace(self, columns=columns)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the language model is about to read.
+
+    Attributes:
+        pictures: Its images, those of the first sample first.
+        real: ``[B, L]`` bool, false at padding.
+        text: ``[B, T]`` columns of the prompt's text tokens, packed to the left.
+        text_mask: ``[B, T]``, which of them are real.
+        last: ``[B]``, the column of the last token of the prompt.
+    """
+
+    pictures: list[Picture]
+    real: Tensor
+    text: Tensor
+    text_mask: Tensor
+    last: Tensor
+
+    @classmethod
+    def of(cls, model: Any, inputs: dict[str, Any], counts: Sequence[int], grids: Sequence[Grid]) -> "Prompt":
+        """Read a prompt.
+
+        Args:
+            model: The backbone.
+            inputs: ``input_ids``, ``attention_mask`` and, when training, ``labels``: no reducer sees answer tokens.
+            counts: Visual tokens of each image.
+            grids: And its grid.
+        """
+        ids, mask, labels = inputs["input_ids"], inputs.get("attention_mask"), inputs.get("labels")
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        visual = placeholders(model, ids)
+        asked = real if labels is None else real & (labels == IGNORE)
+        rows, columns = torch.cat([part.nonzero() for part in _by_kind(model, ids, visual)]).unbind(1)
+        ones = torch.ones(max([*counts, 0]), device=ids.device)
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        pictures = [
+            Picture(i, int(rows[start]), grid, place, torch.arange(len(place), device=ids.device), ones[: len(place)])
+            for i, (start, place, grid) in enumerate(zip(starts, columns.split(list(counts)), grids, strict=True))
+        ]
+        words = asked & ~visual
+        text = torch.argsort((~words).int(), dim=1, stable=True)[:, : int(words.sum(1).max())]
+        place = torch.arange(ids.shape[1], device=ids.device)
+        return cls(pictures, real, text, words.gather(1, text), (asked * place).argmax(1))
+
+    def repeat(self, times: int) -> "Prompt":
+        """The prompt of a batch whose samples were each repeated, for beams or several answers."""
+        if times == 1:
+            return self
+        many = [(p.row * times + i, p) for p in self.pictures for i in range(times)]
+        pictures = [replace(p, number=number, row=row) for number, (row, p) in enumerate(many)]
+        return Prompt(
+            pictures, *(x.repeat_interleave(times, 0) for x in (self.real, self.text, self.text_mask, self.last))
+        )
+
+
+class Flow:
+    """The tokens that the layer at hand works on.
+
+    Attributes:
+        length: Logical tokens of this pass, Q.
+        slots: ``[B, n]``, their logical slots; `PAD` where a sample has fewer than the longest.
+        index: ``[B, n]``, their places among the Q; None while all are there.
+        padded: Whether some slots are `PAD`.
+        pictures: The images with what is left of them.
+        text: ``[B, T]`` places of the prompt's text, see `Prompt`.
+        last: ``[B]``.
+    """
+
+    def __init__(self, prompt: Prompt | None, batch: int, length: int, past: Any, device: torch.device) -> None:
+        self.length, self.prompt = length, prompt
+        self.slots: Tensor = (torch.arange(length, device=device) + past).expand(batch, -1)
+        self.index: Tensor | None = None
+        self.padded = False
+        self.pictures: list[Picture] = [] if prompt is None else prompt.pictures
+        if prompt is not None:
+            self.text, self.last = prompt.text, prompt.last
+            more = length - prompt.real.shape[1]  # tokens that transformers guesses behind a prompt, or has answered
+            self.real = torch.nn.functional.pad(prompt.real, (0, more), value=True)
+
+    def copy(self) -> "Flow":
+        """The state now; `narrow` replaces tensors and never writes into them."""
+        twin = Flow.__new__(Flow)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def narrow(self, hidden: Tensor, gone: Iterable[tuple[Picture, Tensor]]) -> Tensor:
+        """Let tokens go, and padding with them.
+
+        Args:
+            hidden: ``[B, n, D]``.
+            gone: Pictures that lose tokens, and ``[n_i]`` which of their tokens stay.
+
+        Returns:
+            ``[B, m, D]``, padded on the left.
+        """
+        changed = {id(picture): stay for picture, stay in gone}
+        keep = self.real if self.index is None else self.slots != PAD
+        keep = keep.clone()
+        pictures = []
+        for picture in self.pictures:
+            stay = changed.get(id(picture))
+            if stay is not None:
+                keep[picture.row, picture.columns] = stay
+                picture = picture.only(stay.nonzero()[:, 0])
+            pictures.append(picture)
+        order, valid, self.padded = left_padded(keep)
+        self.index = order if self.index is None else self.index.gather(1, order)
+        self.slots = self.slots.gather(1, order).masked_fill(~valid, PAD)
+        # Where each old column went: its rank among the kept ones, behind the padding.
+        moved = (keep.cumsum(1) - 1 + order.shape[1] - keep.sum(1, keepdim=True)).clamp(min=0)
+        self.pictures = [p.moved(moved[p.row, p.columns]) for p in pictures]
+        self.text, self.last = moved.gather(1, self.text), moved.gather(1, self.last[:, None])[:, 0]
+        return take(hidden, order, 1)
+
+    def spread(self, hidden: Tensor, over: Tensor, before: "Flow | None" = None) -> Tensor:
+        """Put ``hidden`` ``[B, n, D]`` back into ``over``: all tokens of the pass, or those of an earlier state."""
+        if self.index is None or (before is not None and before.index is self.index):
+            return hidden
+        index = self.index
+        if before is not None and before.index is not None:
+            rank = torch.zeros(len(index), self.length, dtype=torch.long, device=index.device)
+            places = torch.arange(before.index.shape[1], device=index.device).expand_as(before.index)
+            index = rank.scatter(1, before.index, places).gather(1, index)
+        valid = (self.slots != PAD)[..., None]
+        index = index[..., None].expand_as(hidden)
+        return over.scatter(1, index, torch.where(valid, hidden, over.gather(1, index)))
+
+    def mask(self, mask: Tensor | None, keys: Tensor, padded: bool, extra: bool, flash: bool) -> Tensor | None:
+        """The mask of this layer: the logical one, read at the slots of its queries and keys.
+
+        Args:
+            mask: Logical mask as transformers made it: None, ``[B, K]`` for flash attention, or ``[B, 1, Q, K]``,
+                boolean or additive.
+            keys: ``[B, k]``, the slots of the layer's keys.
+            padded: Whether some of these are `PAD`.
+            extra: Whether some of them are `EXTRA`.
+            flash: Whether the layer runs flash attention.
+        """
+        seen, shown = keys != PAD, keys == EXTRA
+        queries = self.slots.shape[1]
+        if mask is None:  # causal, without padding
+            # A kernel's own causal mask is right where keys and queries are the same tokens, or one query sees all.
+            if not padded and (queries == 1 or flash or (keys.shape[1] == queries and not extra)):
+                return None
+            if flash:
+                return seen
+            causal = keys[:, None] <= self.slots[..., None]
+            return (causal & seen[:, None] | shown[:, None] | self._blind())[:, None]
+        columns = keys.clamp(min=0)
+        if mask.ndim == 2:  # padding only: order is kept, so what is causal stays causal
+            return take(mask, columns, 1).bool() & seen | shown
+        if self.index is not None:
+            mask = take(mask, self.index, 2)
+        mask = take(mask, columns, 3)
+        seen, shown = seen[:, None, None], shown[:, None, None]
+        if mask.dtype == torch.bool:
+            return mask & seen | shown | self._blind()[:, None]
+        return mask.masked_fill(~seen, torch.finfo(mask.dtype).min).masked_fill(shown, 0)
+
+    def _blind(self) -> Tensor:
+        """``[B, n, 1]``, queries that are padding: they may see all, for a row without any key would become NaN."""
+        return (self.slots == PAD)[..., None]
+
+
+def _by_kind(model: Any, ids: Tensor, visual: Tensor) -> list[Tensor]:
+    """Where images stand, then where videos stand: the order in which they are encoded."""
+    image = visual & (ids == model.config.image_token_id)
+    return [image, visual & ~image]

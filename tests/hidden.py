@@ -1,0 +1,135 @@
+"""The plain model that cannot see what a reducer inside the language model drops: the reference of its tests.
+
+Eager attention, nothing removed, one image at a time, whole attention maps: everything that the runtime avoids. Masks
+hide dropped tokens from their layer on; merged ones are written over; tokens that skip a layer are put back after it.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_reduce.reducer import Reducer
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+class Hidden:
+    """Hooks on a plain model, while the ``with`` block lasts."""
+
+    def __init__(
+        self, tiny: Any, decoder: Reducer | None = None, cache: Reducer | None = None, keep: Any = 4, times: int = 1
+    ) -> None:
+        self.model, self.lm, self.keep = tiny.model, tiny.model.get_decoder(), keep
+        self.decoder, self.cache = decoder, cache
+        ids = tiny.inputs["input_ids"].repeat_interleave(times, 0)
+        self.real = tiny.inputs["attention_mask"].repeat_interleave(times, 0).bool()
+        self.length, self.depth = ids.shape[1], len(self.lm.layers)
+        self.visual = ids == tiny.token
+        self.images = [(b, run) for b in range(len(ids)) for run in _runs(self.visual[b])]
+
+    def __enter__(self) -> "Hidden":
+        self.before = self.lm.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        self.weights: dict[int, Tensor] = {}
+        self.alive: dict[int, list[Tensor]] = {}
+        self.gone = torch.zeros(self.depth, len(self.real), self.length, dtype=torch.bool)
+        self.late = self.gone.clone()
+        self.handles = []
+        for number, layer in enumerate(self.lm.layers):
+            self.handles += [
+                layer.register_forward_pre_hook(partial(self._before, number), with_kwargs=True),
+                layer.register_forward_hook(partial(self._after, number)),
+                layer.self_attn.register_forward_hook(partial(self._look, number)),
+            ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.model.set_attn_implementation(self.before)
+
+    def _look(self, number: int, _: Any, __: Any, out: Any) -> None:
+        self.weights[number] = out[1]
+
+    def _stage(self, reducer: Reducer, count: int, columns: Tensor, row: int, x: Tensor, weights: Tensor) -> Reduction:
+        """One image alone, its signals cut out of the whole map."""
+        text = (self.real & ~self.visual)[row].nonzero()[:, 0]
+        rows = weights[row].mean(0)
+        signals = {
+            "last": rows[self.length - 1, columns][None],
+            "text_rows": rows[text][:, columns][None],
+            "text_rows@0": self.weights.get(0, weights)[row].mean(0)[text][:, columns][None],
+            "text_mask": torch.ones(1, len(text), dtype=torch.bool),
+        }
+        return reducer(VisualTokens(x[None], (1, 1, len(columns)), signals), count)
+
+    def _before(self, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden, cache = args[0], kwargs["past_key_values"]
+        self.prefill = hidden.shape[1] >= self.length
+        past = 0 if self.prefill or cache is None else int(cache.get_seq_length(layer.self_attn.layer_idx))
+        if self.prefill:
+            hidden = self._decide(number, hidden)
+        mask, total = kwargs["attention_mask"], past + hidden.shape[1]
+        gone = self.gone[number] if self.prefill else self.gone[number] | self.late[number]
+        columns = torch.nn.functional.pad(gone, (0, total - self.length))[
+            :, total - mask.shape[-1] :
+        ]  # sliding: the last
+        low = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        return (hidden, *args[1:]), kwargs | {"attention_mask": mask.masked_fill(columns[:, None, None], low)}
+
+    def _decide(self, number: int, hidden: Tensor) -> Tensor:
+        if number == 0:
+            self.weights.clear()
+            self.alive = {0: [columns for _, columns in self.images]}
+            self.gone.fill_(False)
+        alive = self.alive[number]
+        self.passed = hidden
+        skips = self.decoder is not None and self.decoder.kind == "skip"
+        if number and not skips:
+            self.gone[number] = self.gone[number - 1]
+        self.alive[number + 1] = list(alive)
+        for i, (row, whole) in enumerate(self.images):
+            if self.decoder is None:
+                break
+            stages = self.decoder.stages(self.depth, len(whole), self.keep)
+            columns = alive[i]
+            if stages.get(number, len(columns)) >= len(columns):
+                continue
+            weights = self.weights[number - 1] if number else hidden.new_zeros(len(self.real), 1, *[self.length] * 2)
+            out = self._stage(self.decoder, stages[number], columns, row, hidden[row, columns], weights)
+            stay = out.anchors[0] if out.valid is None else out.anchors[0][out.valid[0]]
+            if out.features is not None:
+                hidden = hidden.clone()
+                hidden[row, columns[stay]] = out.features[0, : len(stay)]
+            self.gone[number, row, columns] = True
+            self.gone[number, row, columns[stay]] = False
+            if not skips:
+                self.alive[number + 1][i] = columns[stay]
+        return hidden
+
+    def _after(self, number: int, _: Any, __: Any, out: Tensor) -> Tensor:
+        if not self.prefill:
+            return out
+        if self.cache is not None:
+            for (row, whole), columns in zip(self.images, self.alive[number + 1], strict=True):
+                count = self.cache.stages(self.depth, len(whole), self.keep)[number]
+                self.late[number, row, columns] = count < len(columns)
+                if count < len(columns):
+                    choice = self._stage(
+                        self.cache, count, columns, row, out.new_zeros(len(columns), 1), self.weights[number]
+                    )
+                    self.late[number, row, columns[choice.anchors[0]]] = False
+        if self.decoder is not None and self.decoder.kind == "skip":
+            return torch.where(self._padded(self.gone[number], out.shape[1])[..., None], self.passed, out)
+        return out
+
+    def _padded(self, gone: Tensor, total: int) -> Tensor:
+        return torch.nn.functional.pad(gone, (0, total - self.length))
+
+
+def _runs(visual: Tensor) -> list[Tensor]:
+    """Columns of each image of a sample: the tests' prompts have words between images."""
+    places = visual.nonzero()[:, 0]
+    cuts = (places.diff() > 1).nonzero()[:, 0] + 1
+    return list(places.tensor_split(cuts.tolist()))

@@ -1,0 +1,119 @@
+"""Reducers inside the language model equal the plain model that cannot see what they drop: every family, every mode.
+
+The tables say what is tested: a new family is a row of tests/families.py, a new reducer a row of `REDUCERS`, a new way
+of generating a row of `MODES`.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from families import FAMILIES, VIDEO_FAMILIES, build
+from hidden import Hidden
+
+from lit_reduce.reducer import Reducer, create
+from lit_reduce.runtime import attach
+from lit_reduce.tokens import Reduction, VisualTokens
+
+TOLERANCE, MATTERS = 1e-4, 1e-2
+GREEDY = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+CORE = ["llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "paligemma"]
+
+
+class Mixing(Reducer):
+    """Makes new tokens before layers 0 and 3, and another number of them for every image."""
+
+    name, kind, site = "mixing", "resample", "decoder"
+
+    def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
+        return {0: keep + 1, 3: keep - 1}
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        score = tokens.features.sum(-1)
+        counts = 1 + (score[:, :1].abs() * 1000).long() % keep
+        last = tokens.count - 1
+        anchors = score[:, :last].topk(keep, dim=1).indices.sort(1).values
+        valid = torch.arange(keep) < counts
+        x = tokens.features
+        new = x.gather(1, anchors[..., None].expand(-1, -1, x.shape[-1])) + 0.3 * x.mean(1, keepdim=True)
+        return Reduction(anchors.masked_fill(~valid, last), features=new, valid=valid)
+
+
+class Skipping(Reducer):
+    """Lets some tokens pass layers 1 and 3 by."""
+
+    name, kind, site = "skipping", "skip", "decoder"
+
+    def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
+        return {1: keep, 3: keep + 1}
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        return Reduction(tokens.features.norm(dim=-1).topk(keep, dim=1).indices.sort(1).values)
+
+
+class AllRows(Reducer):
+    """Ranks by the text rows of a layer further up, in two stages."""
+
+    name, site, signals = "all_rows", "decoder", frozenset({"text_rows@0", "last"})
+
+    def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
+        return {2: keep + 2, 4: keep}
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        score = tokens.signal("text_rows@0").sum(1) + tokens.signal("last")
+        return Reduction(score.topk(keep, dim=1).indices.sort(1).values)
+
+
+REDUCERS = {
+    "fastv": lambda: {"decoder": create("fastv")},
+    "pyramiddrop": lambda: {"decoder": create("pyramiddrop")},
+    "lookm": lambda: {"cache": create("lookm")},
+    "mixing": lambda: {"decoder": Mixing()},
+    "skipping": lambda: {"decoder": Skipping()},
+    "all_rows": lambda: {"decoder": AllRows()},
+    "both": lambda: {"decoder": create("pyramiddrop", steps=1), "cache": create("lookm")},
+}
+KEEP = 4
+ROWS = [(family, name) for family in CORE for name in REDUCERS]
+OTHERS = [family for family in [*FAMILIES, *VIDEO_FAMILIES] if family not in CORE]
+ROWS += [(family, name) for family in OTHERS for name in ("fastv", "mixing")]
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def gap(a, b) -> float:
+    return max(float((x - y).abs().max()) for x, y in zip(a.logits, b.logits, strict=True))
+
+
+def budgets(reducers: dict[str, Reducer]) -> tuple[list[Reducer], list[int]]:
+    """`both` evicts again what its decoder left."""
+    return list(reducers.values()), [KEEP if len(reducers) == 1 or site == "decoder" else 3 for site in reducers]
+
+
+@pytest.mark.parametrize(("family", "name"), ROWS, ids=["-".join(row) for row in ROWS])
+def test_dropping_equals_hiding(family, name):
+    tiny, reducers = build(family), REDUCERS[name]()
+    inputs = tiny.inputs
+    plain = tiny.model.generate(**inputs, **GREEDY)
+    with attach(tiny.model, list(reducers.values()), keep=KEEP) as attached:
+        out = tiny.model.generate(**inputs, **GREEDY)
+        logits = tiny.model(**inputs).logits
+    with Hidden(tiny, **reducers, keep=KEEP) as hidden:
+        expected = tiny.model.generate(**inputs, **GREEDY)
+        whole = tiny.model(**inputs).logits
+        gone = hidden.gone[-1] if name != "skipping" else torch.zeros_like(hidden.gone[-1])
+    assert gap(out, expected) < TOLERANCE
+    assert torch.equal(out.sequences, expected.sequences)
+    assert gap(out, plain) > MATTERS, "the reduction must matter, or the test proves nothing"
+    seen = inputs["attention_mask"].bool() & ~gone
+    assert float((logits - whole)[seen].abs().max()) < TOLERANCE
+    assert not logits[gone].any() or getattr(tiny.model.lm_head, "bias", None) is not None
+    total = int((inputs["input_ids"] == tiny.token).sum())
+    assert attached.stats.total == total
+    assert 0 < attached.stats.kept < total or name == "skipping"
+    assert len(attached.stats.layers) == 5
+    assert attached.stats.reducer_ms > 0
