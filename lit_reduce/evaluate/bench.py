@@ -21,10 +21,10 @@ from lit_reduce.evaluate.latency import alternate, spread
 from lit_reduce.evaluate.plan import Plan, find_plan
 from lit_reduce.evaluate.resources import ModuleFlops, peak_bytes
 from lit_reduce.evaluate.stopwatch import Phases, Stopwatch
-from lit_reduce.evaluate.workload import encoded_once, workload
+from lit_reduce.evaluate.workload import pictures_given, workload
 from lit_reduce.files import check_writable, write_atomic
 from lit_reduce.plugin import check_backbone
-from lit_reduce.reducer import available, create
+from lit_reduce.reducer import Reducer, available, create
 from lit_reduce.runtime import attach
 from lit_reduce.settings import BackboneSettings, ReducerSettings
 from lit_reduce.tokens import Budget
@@ -129,9 +129,9 @@ def bench(
     peaks: dict[int | None, int] = {}
     with ExitStack() as stack:
         if not chosen.tower:
-            if reducer is not None and (reducer.site == "encoder" or reducer.signals - {"text"}):
+            if reducer is not None and looks_into_tower(reducer):
                 raise UserError(f"tower=false: the reducer '{reducer.name}' looks into the tower; leave it on")
-            stack.enter_context(encoded_once(model, inputs))
+            stack.enter_context(pictures_given(backbone, inputs))
         plans: dict[str, int | None] = {PLAIN: None, **budgets}
         for keep in plans.values():  # the uncounted runs, which warm up as well
             with ModuleFlops(reducer) as flops:
@@ -147,6 +147,11 @@ def bench(
         rows.append({"batch": batch, "keep": name, "tokens": arrived[keep] if keep is None else keep})
         rows[-1] |= _row(cost, whole, times[name], times[PLAIN]) | {"peak_bytes": peaks[keep]}
     return rows
+
+
+def looks_into_tower(reducer: Reducer) -> bool:
+    """Whether a reducer needs more of the tower than its projected features."""
+    return reducer.site == "encoder" or (reducer.site == "projector" and bool(reducer.signals - {"text"}))
 
 
 def _row(cost: Cost, whole: Cost, times: list[Phases], plain: list[Phases]) -> dict[str, Any]:

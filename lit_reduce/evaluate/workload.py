@@ -1,12 +1,14 @@
 """What a benchmark runs on: a batch of equal prompts, and pictures that are encoded once for all runs."""
 
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from PIL import Image
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lit_reduce.backbones import Backbone
 from lit_reduce.backbones.shapes import NoProcessor, example
@@ -30,12 +32,18 @@ def workload(backbone: Backbone, batch: int, visual: int | None, text: int) -> d
 
 
 @contextmanager
-def encoded_once(model: Any, inputs: dict[str, Any]) -> Iterator[None]:
-    """Within the block the tower does not run: whoever asks for the pictures gets what it makes of them now."""
-    base = model.base_model
+def pictures_given(backbone: Backbone, inputs: dict[str, Any]) -> Iterator[None]:
+    """Within the block the tower does not run: whoever asks for the pictures gets what it makes of them now.
+
+    For a shape, whose tower makes noise of noise, it does not run at all.
+    """
+    base = backbone.model.base_model
     plain = base.get_image_features
-    keys = {name: inputs[name] for name in ("pixel_values", "image_grid_thw", "image_sizes") if name in inputs}
-    known = plain(**keys, return_dict=True)
+    if isinstance(backbone.processor, NoProcessor):
+        known = _noise(backbone.model, inputs)
+    else:
+        keys = inspect.signature(plain).parameters.keys() & inputs.keys()
+        known = plain(**{name: inputs[name] for name in keys}, return_dict=True)
 
     @functools.wraps(plain)
     def features(*_: Any, **__: Any) -> Any:
@@ -46,3 +54,11 @@ def encoded_once(model: Any, inputs: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         del vars(base)["get_image_features"]
+
+
+def _noise(model: Any, inputs: dict[str, Any]) -> Any:
+    """One ``[N, D]`` for each prompt's picture, with the spread of word embeddings."""
+    counts = (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist()
+    width, generator = model.config.get_text_config().hidden_size, torch.Generator().manual_seed(3)
+    features = [0.02 * torch.randn(count, width, generator=generator) for count in counts]
+    return BaseModelOutputWithPooling(pooler_output=[x.to(model.device, model.dtype) for x in features])

@@ -53,16 +53,27 @@ def test_the_report_holds_every_figure_and_the_table_every_row(tmp_path, capsys)
     assert (tmp_path / "bench.settings.yaml").is_file()
 
 
-def test_without_the_tower_it_runs_once_a_batch_and_is_not_priced():
-    backbone, settings = load("shape:tiny", device="cpu"), chosen(tower=False)
+def tower_calls(backbone):
     calls = []
     backbone.model.get_encoder("image").register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_without_the_tower_it_is_neither_run_nor_priced():
+    backbone, settings = load("shape:tiny", device="cpu"), chosen(tower=False)
+    calls = tower_calls(backbone)
     plain, _, few = bench(backbone, named_plan(settings.reducer, backbone), [36, 9], 2, settings)
-    assert len(calls) == 1
+    assert not calls
     assert plain["flops"]["tower"] == plain["flops"]["projector"] == 0
     assert few["tokens"] == 9
     bench(backbone, Plan(), [], 1, chosen())
-    assert len(calls) == 1 + 1 + 2  # and the next one has its tower back: one run to warm up, two counted
+    assert len(calls) == 1 + 2  # and the next one has its tower back: one run to warm up, two counted
+
+
+def test_real_pictures_are_encoded_once(tiny):
+    calls = tower_calls(tiny)
+    bench(tiny, Plan(create("grid")), [9], 1, chosen(visual=None, tower=False))
+    assert len(calls) == 1
 
 
 def test_a_reducer_that_looks_into_the_tower_needs_it():
