@@ -36,6 +36,10 @@ class Tower:
         """The attention module of a block."""
         return part(self.blocks[block], ATTENTION)
 
+    def mlp(self, block: int) -> nn.Module:
+        """The MLP of a block."""
+        return part(self.blocks[block], MLP)
+
 
 def tower_of(model: Any) -> Tower:
     """The vision tower of a model.

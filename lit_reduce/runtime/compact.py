@@ -5,7 +5,7 @@ attention kernel and decoding mode of transformers works on it unchanged.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Logical:
         grids: Frames, rows and columns of each image.
         total: Visual tokens of each image before.
         kept: And after.
+        layers: See `per_layer`; empty where all layers work on what is kept.
         reducer_ms: Time spent in reducing and shortening, in milliseconds.
     """
 
@@ -48,6 +49,12 @@ class Logical:
     total: list[int]
     kept: list[int]
     reducer_ms: float
+    layers: list[float] = field(default_factory=list)
+
+    @property
+    def per_layer(self) -> list[float]:
+        """Tokens of each image that a layer of the language model works on, averaged over its layers."""
+        return self.layers or [float(count) for count in self.kept]
 
 
 def compact(
@@ -114,7 +121,7 @@ def compact(
         short["position_ids"] = prompt_positions(valid)
     if getattr(model.base_model, "rope_deltas", None) is not None:  # positions of a later turn: cached tokens + deltas
         model.base_model.rope_deltas = model.base_model.rope_deltas + (mask.sum(1) - valid.sum(1))[:, None]
-    spent = 1000 * (now(ids) - start)
+    spent = 1000 * (now(ids) - start) + encoded.spent
     return short, Logical(selected, order, valid, places, anchors, encoded.grids, before, after, spent)
 
 

@@ -2,15 +2,17 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_reduce.backbones.families import Family, Grid, family_of
+from lit_reduce.backbones.layouts import Kept
 from lit_reduce.errors import UserError
 from lit_reduce.runtime.signals import TOWER, Gauges, Signal
+from lit_reduce.runtime.tower import installed
 from lit_reduce.tokens import VisualTokens
 
 SIGNALS = TOWER | {"text", "size"}
@@ -33,6 +35,7 @@ class Encoded:
         deepstack: For each level of a model that adds visual features to deeper layers, ``[n_i, D]`` of each image.
         anchors: Where the tower itself was reduced, the original index of each row of the features; else empty.
         totals: And the image's tokens before that.
+        spent: Milliseconds that a reducer inside the tower took.
     """
 
     features: list[Tensor]
@@ -45,6 +48,7 @@ class Encoded:
     deepstack: list[list[Tensor]] = field(default_factory=list)
     anchors: list[Tensor] = field(default_factory=list)
     totals: list[int] = field(default_factory=list)
+    spent: float = 0.0
 
     @property
     def counts(self) -> list[int]:
@@ -84,6 +88,7 @@ def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), f
         raise UserError(f"no tower gives the signal '{unknown[0]}'; known: {', '.join(sorted(SIGNALS))}")
     text, mask = prompt_text(model, inputs) if "text" in asked else (None, None)
     found = Encoded([], [], [], {}, text, mask)
+    within = installed(model)
     for kind in family.kinds(inputs):
         layout = family.layout(kind, inputs)
         pictures = layout.pictures(model, inputs)
@@ -91,6 +96,11 @@ def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), f
         owners = _owners(placeholders(model, inputs["input_ids"], kind), counts)
         with Gauges(model, family, asked) as gauges:
             out = _features(model, inputs, kind)
+        if within is not None and within.short and within.state is not None:
+            found.anchors.extend(within.state.anchors)
+            found.totals.extend(counts)
+            layout = Kept(within.state.anchors)
+            counts = [len(anchors) for anchors in within.state.anchors]
         found.features.extend(_split(out.pooler_output, counts))
         found.grids.extend(picture.grid for picture in pictures)
         found.samples.extend(owners)
@@ -100,9 +110,11 @@ def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), f
             found.deepstack[level].extend(_split(features, counts))
         for name, rows in gauges.read(layout, inputs, counts).items():
             found.signals.setdefault(name, []).extend(rows)
-    if "size" in asked:
-        found.signals["size"] = [x.new_ones(len(x)) for x in found.features]
-    return found
+        if "size" in asked:
+            state = None if within is None else within.state
+            sizes = torch.ones(sum(counts)).split(counts) if state is None or state.size is None else state.size
+            found.signals.setdefault("size", []).extend(size.to(found.features[0]) for size in sizes)
+    return found if within is None else replace(found, spent=within.time())
 
 
 def encoder_keys(model: Any) -> frozenset[str]:

@@ -40,7 +40,7 @@ class Uneven(Reducer):
 
 @pytest.fixture(params=["random", "pool", "fastervlm", "uneven"])
 def reducer(request: pytest.FixtureRequest) -> Reducer:
-    """One that selects, one that merges, one with a signal, one with uneven counts; `test_matrix` runs every reducer."""
+    """Selects, merges, needs a signal, keeps uneven counts: one of each; `test_matrix` runs every reducer."""
     return (Uneven() if request.param == "uneven" else create(request.param)).eval()
 
 

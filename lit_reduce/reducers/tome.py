@@ -1,0 +1,80 @@
+"""ToMe: every block of the vision tower merges a few of its most similar tokens."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lit_reduce.errors import UserError
+from lit_reduce.ops.matching import bipartite
+from lit_reduce.ops.mergers import assignment, merge_mean
+from lit_reduce.reducer import Reducer, ReducerConfig, register
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+@dataclass
+class ToMeConfig(ReducerConfig):
+    """What tokens are compared by."""
+
+    heads: int = field(
+        default=0,
+        metadata={"help": "the tower's heads, to compare by the mean of their keys as the paper does; 0: side by side"},
+    )
+
+
+@register
+class ToMe(Reducer):
+    """Merges between attention and MLP, in every block the same number as far as pairs allow.
+
+    Similar are tokens with similar keys; the merged token is the mean over all patches that it stands for, and
+    attention counts it that often (the runtime adds the log of its size). It stands where the token stood that the
+    other went into. CLS takes no part. Our reading: keys of all heads side by side (see the option), patches alternate from 0.
+
+    Source: ToMe, arXiv 2210.09461, section 3.
+    """
+
+    name = "tome"
+    kind = "resample"
+    site = "encoder"
+    point = "attention"
+    signals = frozenset({"keys", "size"})
+    paper = "ToMe, arXiv 2210.09461"
+    config_class = ToMeConfig
+
+    def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
+        """The same number merged in each of the blocks; more towards the end only where that would not reach ``keep``.
+
+        Raises:
+            UserError: halving in every block is not enough.
+        """
+        if keep << depth < tokens:
+            raise UserError(
+                f"tome: keep={keep} of {tokens} tokens cannot be reached in {depth} blocks, each of which can halve; "
+                f"give at least {-(-tokens >> depth)}"
+            )
+        left: dict[int, int] = {}
+        for block in range(depth):
+            after = depth - block - 1
+            even = tokens - -(-(tokens - keep) // (after + 1))
+            tokens = left[block] = min(even, keep << after)
+        return left
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        """Merge the most similar pairs into ``keep`` tokens, at least half of what is there."""
+        metric, size = tokens.signal("keys"), tokens.signal("size")
+        if self.config.heads:
+            metric = metric.unflatten(-1, (self.config.heads, -1)).mean(-2)
+        into = bipartite(metric, tokens.count - keep, self.penalty(tokens))
+        anchors = _stay(into, keep)
+        owner = assignment(anchors, into)
+        features, sizes = merge_mean(tokens.features, owner, keep, size)
+        return Reduction(anchors, features=features, assignment=owner, size=sizes)
+
+    def penalty(self, tokens: VisualTokens) -> Tensor | None:  # noqa: ARG002  (Turbo reads them)
+        """What speaks against merging a token ``[B, N]``, or None."""
+        return None
+
+
+def _stay(into: Tensor, keep: int) -> Tensor:
+    """The tokens that go into themselves ``[B, keep]``, ascending."""
+    own = into == into.new_tensor(range(into.shape[1]))
+    return own.nonzero()[:, 1].view(len(into), keep)
