@@ -183,7 +183,7 @@ def _answers(
         if key not in failed:
             with failed.of(key):
                 texts, logical = generate(backbone, inputs, plan, max_new_tokens, encoded)
-                kept = totals if logical is None else logical.kept
+                kept = totals if logical is None else logical.per_layer
                 for record, text, count in zip(records, texts, kept, strict=True):
                     record["plans"][key] = {"answer": text, "kept": count}
         if key in failed:

@@ -105,7 +105,7 @@ class Attachment:
                 # Where the count depends on the image, any large one tells whether the layers exist.
                 some = tokens or 1024 * (keep.value if isinstance(keep.value, int) else 1)
                 stages_of(reducer, depth, some, keep.count(some))
-            if tokens:
+            if tokens and site != "encoder":
                 keep.count(tokens)
 
     def recall(self, layer: int, entries: Recall) -> None:
@@ -171,6 +171,8 @@ class Attachment:
             return False
         depth = len(self.model.get_decoder().layers)
         for site, (reducer, keep) in self.sites.items():
+            if site == "encoder":  # it counts the tower's tokens
+                return False
             for count in set(counts):
                 budget = keep.count(count)
                 left = stages_of(reducer, depth, count, budget).values() if site in INSIDE else [budget]
@@ -186,18 +188,18 @@ class Attachment:
     def record_inside(self) -> None:
         """Remember what the call did inside the language model as well."""
         inside, logical = self.inside, self.logical
-        if inside is None or logical is None or not inside.counts:
+        if inside is None or logical is None or not inside.counts or not logical.kept:
             return
-        many = max(1, len(inside.pictures) // max(1, len(logical.kept)))  # each sample's beams are counted once
-        pictures = sorted(inside.pictures, key=lambda p: p.number)[::1]
-        pictures = [p for p in pictures if p.row % many == 0]
-        order = {p.number: p for p in pictures}
-        left = [order[n] for n in sorted(order)]
+        many = len(inside.pictures) // len(logical.kept)  # beams and repeated samples count once
+        left = [p for p in inside.pictures if p.row % many == 0]
+        mine = [i for i, p in enumerate(inside.pictures) if p.row % many == 0]
+        counts = [[count[i] for i in mine] for count in inside.counts]
+        mean = [sum(one) / len(one) for one in zip(*counts, strict=True)] if "decoder" in self.sites else []
         anchors = [before[p.anchors] for before, p in zip(logical.anchors, left, strict=True)]
-        spent = logical.reducer_ms + inside.spent
-        self.logical = replace(logical, anchors=anchors, kept=[p.count for p in left], reducer_ms=spent)
-        layers, cached = (tuple(count // many for count in counts) for counts in (inside.counts, inside.cached))
-        self.stats = Stats(sum(self.logical.kept), self.stats.total, spent, layers, cached)
+        spent, kept = logical.reducer_ms + inside.spent, [p.count for p in left]
+        self.logical = replace(logical, anchors=anchors, kept=kept, reducer_ms=spent, layers=mean)
+        layers, cached = tuple(map(sum, counts)), tuple(count // many for count in inside.cached)
+        self.stats = Stats(sum(kept), self.stats.total, spent, layers, cached)
 
     def detach(self) -> None:
         """Give the model its own methods back; harmless when repeated."""

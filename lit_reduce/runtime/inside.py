@@ -33,7 +33,7 @@ class Inside:
         decoder: Acts between layers: drops, merges, or (kind ``skip``) lets tokens pass by a layer.
         cache: Acts once, at the end of the prompt: from the first decode step on its keys are gone.
         recall: Keys and values that some layers see beside their own, by layer; called once for each prompt.
-        counts: Visual tokens that each layer of the last prompt worked on, over all images.
+        counts: Tokens of each image that each layer worked on in the last prompt.
         cached: Visual keys that each layer's cache holds after it, where a reducer acts there.
         pictures: The images with what was left of them at the end, in the last layer.
         spent: Milliseconds that reducers took in the last call, the reading of their signals apart.
@@ -71,7 +71,7 @@ class Inside:
 
     def clear(self) -> None:
         """Forget what the last call did."""
-        self.counts: list[int] = []
+        self.counts: list[list[int]] = []
         self.cached: list[int] = []
         self.pictures: list[Picture] = []
         self.spent = 0.0
@@ -147,7 +147,7 @@ class Inside:
         if flow.prompt is not None:
             hidden, flow = self._stage(number, flow, args[0])
             args, self._flow = (hidden, *args[1:]), flow
-            self.counts.append(sum(picture.count for picture in flow.pictures))
+            self.counts.append([picture.count for picture in flow.pictures])
         store = None if self._store is None else self._store.layers[number]
         extra = self._extra(number, layer, flow)
         if flow.index is not None:
