@@ -1,9 +1,10 @@
-"""Callbacks of training: the moving average of the weights."""
+"""Callbacks of training: the moving average of the weights, and the progress bar."""
 
 from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
 
@@ -49,3 +50,32 @@ class MovingAverage(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The average of the run that is resumed."""
         self.average = dict(state_dict["average"])
+
+
+class StepBar(TQDMProgressBar):
+    """One bar for all steps of a run, earlier processes included: its data have no epochs."""
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Begins where the run goes on."""
+        super().on_train_start(trainer)
+        bar = self.train_progress_bar
+        bar.set_description_str("train", refresh=False)
+        bar.total, bar.initial = trainer.max_steps, trainer.global_step
+        self._show(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Nothing: the one epoch has no name."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Shows the step and the loss."""
+        if self._should_update(trainer.global_step, trainer.max_steps):
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+            self._show(trainer)
+
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> Any:
+        """Without the logger's version, which says nothing here."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+    def _show(self, trainer: Trainer) -> None:
+        self.train_progress_bar.n = trainer.global_step
+        self.train_progress_bar.refresh()

@@ -1,7 +1,6 @@
 """``train``: from settings to an exported plug-in and a table that compares it with the yardsticks."""
 
 import time
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,9 +16,9 @@ from lit_reduce import settings as files
 from lit_reduce.backbones import Backbone, load
 from lit_reduce.data.groups import Group, group_rows
 from lit_reduce.data.jsonl import Row, read_rows
-from lit_reduce.distill.callbacks import MovingAverage
+from lit_reduce.distill.callbacks import MovingAverage, StepBar
 from lit_reduce.distill.data import DistillData
-from lit_reduce.distill.logs import LOGGERS
+from lit_reduce.distill.logs import LOGGERS, quiet
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.teacher import Teacher
@@ -147,18 +146,28 @@ def fit(
 ) -> tuple[Trainer, MovingAverage]:
     """Runs the Trainer, from the last checkpoint of ``output`` when there is one."""
     module, average = Distiller(model, reducer, chosen), MovingAverage(chosen.ema)
+    checkpoint = output / "last.ckpt"
+    step = check_checkpoint(checkpoint, module)
     last = ModelCheckpoint(
         output, filename="last", every_n_train_steps=chosen.save_every, save_top_k=1, enable_version_counter=False
     )
-    callbacks: list[Any] = [average, last]
-    if chosen.patience is not None:
-        callbacks.append(EarlyStopping("val/accuracy", mode="max", patience=chosen.patience))
+    patience = chosen.patience
+    early = [] if patience is None else [EarlyStopping("val/accuracy", mode="max", patience=patience)]
+    with quiet():
+        trainer = _trainer(chosen, model, output, step, [average, last, StepBar(), *early])
+        trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return trainer, average
+
+
+def _trainer(chosen: TrainSettings, model: Any, output: Path, step: int, callbacks: list[Any]) -> Trainer:
     try:
-        trainer = Trainer(
+        return Trainer(
             max_steps=chosen.steps, val_check_interval=chosen.val_every, check_val_every_n_epoch=None,
             accelerator="cpu" if model.device.type == "cpu" else chosen.accelerator, devices=chosen.devices,
             strategy="ddp" if chosen.devices > 1 else "auto", precision=chosen.precision,  # type: ignore[arg-type]
-            gradient_clip_val=chosen.clip or None, logger=LOGGERS[chosen.logger](output), callbacks=callbacks,
+            gradient_clip_val=chosen.clip or None, logger=LOGGERS[chosen.logger](output, step), callbacks=callbacks,
             num_sanity_val_steps=0, log_every_n_steps=5, enable_model_summary=False, use_distributed_sampler=False,
             default_root_dir=output,
         )  # fmt: skip
@@ -167,28 +176,21 @@ def fit(
         raise UserError(
             f"precision={chosen.precision} accelerator={chosen.accelerator} cannot be used: {reason}"
         ) from error
-    checkpoint = output / "last.ckpt"
-    check_checkpoint(checkpoint, module)
-    with warnings.catch_warnings():
-        for notice in ("Checkpoint directory", "Experiment logs directory"):  # not empty: that is how runs go on
-            warnings.filterwarnings("ignore", message=notice)
-        trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    return trainer, average
 
 
-def check_checkpoint(path: Path, module: Distiller) -> None:
-    """Refuses a checkpoint that cannot be resumed from, before anything is done with it."""
+def check_checkpoint(path: Path, module: Distiller) -> int:
+    """Refuses a checkpoint that cannot be resumed from, before anything is done with it; returns its step, or 0."""
     if not path.is_file():
-        return
+        return 0
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        saved = checkpoint["state_dict"]
     except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
         raise UserError(f"{path} is damaged and cannot be resumed from: remove it, or give another output") from error
     own = module.state_dict()
     if {name: x.shape for name, x in saved.items()} != {name: x.shape for name, x in own.items()}:
         raise UserError(f"{path} is of another reducer: give another output, or remove it")
+    return int(checkpoint.get("global_step", 0))
 
 
 def compare(chosen: TrainSettings, backbone: Backbone, reducer: Reducer) -> Results:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from lit_reduce.backbones import Backbone
 from lit_reduce.data.groups import Group
+from lit_reduce.distill import logs
 from lit_reduce.distill.callbacks import MovingAverage
 from lit_reduce.distill.data import budget_of
-from lit_reduce.distill.logs import ContinuedCSV
+from lit_reduce.distill.logs import LOGGERS, ContinuedCSV, run_id
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.distill.train import fit
@@ -267,3 +269,30 @@ def test_a_continued_log_keeps_what_comes_before(tmp_path: Path) -> None:
     assert logged(tmp_path) == {(4, "loss"): 2.0, (9, "loss"): 7.0, (9, "val"): 2.0}
     ContinuedCSV(tmp_path).log_metrics({"loss": 1.0}, 4)  # begun again from the start
     assert logged(tmp_path) == {(4, "loss"): 1.0}
+
+
+def test_loggers_go_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run_id(tmp_path, 0)
+    assert run_id(tmp_path, 5) == first  # resumed
+    assert run_id(tmp_path, 0) != first  # begun anew
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(logs, "_needs", lambda package: None)
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", lambda **words: made.append(words))
+    LOGGERS["wandb"](tmp_path, 0)
+    LOGGERS["wandb"](tmp_path, 5)
+    assert made[0]["id"] == made[1]["id"]
+    assert made[1]["resume"] == "allow"
+
+
+def test_tensorboard_shows_a_resumed_step_once(tmp_path: Path) -> None:
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for start, value in ((0, 1.0), (3, 2.0)):  # the second process goes on from step 3
+        logger = LOGGERS["tensorboard"](tmp_path, start)
+        for step in range(start, start + 5):
+            logger.log_metrics({"loss": value}, step)
+        logger.finalize("success")
+        time.sleep(1.1)  # event files are told apart by their second
+    seen = loading.EventAccumulator(str(tmp_path / "log"))
+    seen.Reload()
+    found = [(event.step, event.value) for event in seen.Scalars("loss")]
+    assert found == [(step, 1.0 if step < 3 else 2.0) for step in range(8)]
