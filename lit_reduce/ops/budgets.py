@@ -69,3 +69,32 @@ def largest_remainder(weights: Tensor, total: int, caps: list[int]) -> Tensor:
     rest = torch.where(whole < cap, share - whole, -1)
     order = rest.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
     return (whole + (order < missing)).long()
+
+
+def falling(shares: list[float], depth: int, tokens: int, keep: int) -> dict[int, int]:
+    """Tokens that stay from before each of some layers on, each time the same part, so that ``keep`` are left at last.
+
+    Args:
+        shares: Where, as parts of the depth; layers that coincide act once.
+        depth: Layers.
+        tokens: Visual tokens at first.
+        keep: Visual tokens at last.
+    """
+    layers = sorted({min(depth - 1, max(1, round(share * depth))) for share in shares})
+    part = keep / tokens
+    return {layer: max(keep, round(tokens * part ** ((i + 1) / len(layers)))) for i, layer in enumerate(layers)}
+
+
+def recycled_split(tokens: int, count: int) -> tuple[int, int, int]:
+    """How SparseVLM (arXiv 2410.04417) makes ``count`` of ``tokens``: kept, recycled, and the clusters of the latter.
+
+    ``int(0.3 dropped) + 1`` of the dropped are recycled, into a tenth of that and one more; of 576 tokens 300 kept give
+    9 clusters, so 309. The largest number kept that leaves no more than ``count`` in all.
+    """
+    kept = count
+    while True:
+        recycled = min(int(0.3 * (tokens - kept)) + 1, tokens - kept)
+        clusters = min(recycled // 10 + 1, recycled)
+        if kept + clusters <= count or kept == 0:
+            return kept, recycled, count - kept
+        kept -= 1

@@ -73,21 +73,18 @@ def flow(attention: Tensor, values: Tensor, reader: Tensor, heads: int = 1) -> T
     return score
 
 
-def raters(features: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-    """Which prompt tokens may judge the picture ``[B, T]`` bool: SparseVLM (arXiv 2410.04417).
+def raters(rows: Tensor, mask: Tensor) -> Tensor:
+    """Which prompt tokens may judge the picture ``[B, T]`` bool: those that attend to it more than the mean one.
 
-    Those whose share, a softmax over the prompt averaged over visual tokens, is above the mean share.
+    SparseVLM (arXiv 2410.04417) asks their embeddings; attention is our reading.
 
     Args:
-        features: ``[B, N, D]``.
-        text: ``[B, T, D]``.
-        mask: ``[B, T]``.
+        rows: ``[B, T, N]`` attention of prompt tokens to visual tokens.
+        mask: ``[B, T]``, true at real prompt tokens.
     """
     real = mask.bool()
-    logits = exact(features) @ exact(text).transpose(1, 2)
-    share = logits.masked_fill(~real[:, None], -torch.inf).softmax(-1).nan_to_num().mean(1)
-    above: Tensor = share > share.sum(-1, keepdim=True) / real.sum(-1, keepdim=True).clamp_min(1)
-    return above & real
+    share = exact(rows).sum(-1).masked_fill(~real, 0)
+    return (share * real.sum(-1, keepdim=True) > share.sum(-1, keepdim=True)) & real
 
 
 def rated(rows: Tensor, who: Tensor) -> Tensor:

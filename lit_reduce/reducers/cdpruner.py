@@ -43,5 +43,7 @@ class CDPruner(Reducer):
         relevance = min_max(-cosines if self.config.parity == "official" else cosines, floor=1e-6)
         theta = self.config.theta
         weight = relevance if theta < 0 else (relevance * theta / (2 * (1 - theta))).exp()
-        kernel = weight[:, :, None] * cosine(tokens.signal("encoder")) * weight[:, None]
+        alike = cosine(tokens.signal("encoder"))
+        alike.diagonal(dim1=1, dim2=2).fill_(1)  # not 0.9999999: among equals rounding must not decide
+        kernel = weight[:, :, None] * alike * weight[:, None]
         return Reduction(dpp_greedy(kernel, keep), scores=relevance)

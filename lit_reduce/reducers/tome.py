@@ -27,7 +27,8 @@ class ToMe(Reducer):
 
     Similar are tokens with similar keys; the merged token is the mean over all patches that it stands for, and
     attention counts it that often (the runtime adds the log of its size). It stands where the token stood that the
-    other went into. CLS takes no part. Our reading: keys of all heads side by side (see the option), patches alternate from 0.
+    other went into. CLS takes no part. Our reading: keys of all heads side by side (see the option), patches alternate
+    from 0.
 
     Source: ToMe, arXiv 2210.09461, section 3.
     """

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from lit_reduce.ops.budgets import contextual_count
 from lit_reduce.ops.mergers import assignment, merge_mean, merge_sum, nearest
@@ -44,27 +45,43 @@ class VisionZip(Reducer):
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """Tokens in raster order, a contextual one at the place of its target."""
-        attention, x, few = tokens.signal("cls").float(), tokens.features, contextual_count(keep)
-        dominant = ranks(attention) < keep - few
-        rest = places(~dominant, tokens.count - keep + few)
-        targets = rest[:, : few * (rest.shape[1] // max(few, 1)) : max(1, rest.shape[1] // max(few, 1))]
-        anchors = places(dominant.scatter(1, targets, True), keep)
-        here = torch.arange(tokens.count, device=x.device)
-        if not few:
-            return Reduction(anchors, scores=attention, assignment=assignment(anchors, here.where(dominant, -1)))
-
         keys = exact(tokens.signal("keys")).unflatten(-1, (self.config.heads, -1)).mean(2)
-        owner = nearest(keys, targets).masked_fill(dominant, -1)
-        made, size = merge_mean(x, owner, few)
-        if self.config.parity == "official":
-            made = merge_sum(x, owner, targets)
-        merged = x.scatter(1, targets[..., None].expand_as(made), made)
-        sizes = torch.ones_like(attention).scatter(1, targets, size.to(attention))
-        taker = targets.gather(1, owner.clamp_min(0)).where(~dominant, here)
-        return Reduction(
-            anchors,
-            features=gather_tokens(merged, anchors),
-            scores=attention,
-            assignment=assignment(anchors, taker),
-            size=sizes.gather(1, anchors),
+        return dominant_and_contextual(
+            tokens.features, tokens.signal("cls").float(), keys, keep, added=self.config.parity == "official"
         )
+
+
+def dominant_and_contextual(x: Tensor, attention: Tensor, metric: Tensor, keep: int, added: bool = False) -> Reduction:
+    """The most attended tokens, and even targets among the rest that take in the others.
+
+    Args:
+        x: ``[B, N, D]``.
+        attention: ``[B, N]``.
+        metric: ``[B, N, Dk]``, compared by cosine.
+        keep: Of these `contextual_count` are targets.
+        added: A target and the mean of the others, added, instead of the mean of all.
+    """
+    few = contextual_count(keep)
+    dominant = ranks(attention) < keep - few
+    here = torch.arange(x.shape[1], device=x.device)
+    if not few:
+        anchors = places(dominant, keep)
+        return Reduction(anchors, scores=attention, assignment=assignment(anchors, here.where(dominant, -1)))
+    rest = places(~dominant, x.shape[1] - keep + few)
+    stride = rest.shape[1] // few
+    targets = rest[:, : few * stride : stride]
+    anchors = places(dominant.scatter(1, targets, True), keep)
+    owner = nearest(metric, targets).masked_fill(dominant, -1)
+    made, size = merge_mean(x, owner, few)
+    if added:
+        made = merge_sum(x, owner, targets)
+    merged = x.scatter(1, targets[..., None].expand_as(made), made)
+    sizes = torch.ones_like(attention).scatter(1, targets, size.to(attention))
+    taker = targets.gather(1, owner.clamp_min(0)).where(~dominant, here)
+    return Reduction(
+        anchors,
+        features=gather_tokens(merged, anchors),
+        scores=attention,
+        assignment=assignment(anchors, taker),
+        size=sizes.gather(1, anchors),
+    )

@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_reduce.ops.budgets import contextual_count, count_for_average, even_shares, largest_remainder, layer_average
+from lit_reduce.ops.budgets import (
+    contextual_count,
+    count_for_average,
+    even_shares,
+    falling,
+    largest_remainder,
+    layer_average,
+    recycled_split,
+)
 
 
 @pytest.mark.parametrize(("average", "kept"), [(192, 166), (128, 98), (64, 30)])
@@ -32,6 +40,44 @@ def test_layer_averages_of_published_schedules():
 @pytest.mark.parametrize(("k", "few"), [(192, 30), (128, 20), (64, 10), (32, 5), (2, 1), (1, 0)])
 def test_visionzips_contextual_part(k, few):
     assert contextual_count(k) == few
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kept", "left"),
+    [
+        (576, 300, 309),
+        (309, 200, 204),
+        (204, 110, 113),  # 192
+        (576, 303, 312),
+        (312, 110, 117),
+        (117, 36, 39),  # 128
+        (576, 66, 82),
+        (82, 30, 32),
+        (32, 17, 18),  # 64
+    ],  # fmt: skip
+)
+def test_sparsevlms_recycled_clusters_join_the_kept(tokens, kept, left):
+    assert recycled_split(tokens, left)[0] == kept
+    assert recycled_split(tokens, left)[2] == left - kept
+
+
+def test_the_published_128_and_64_of_sparsevlm_are_averages_too():
+    assert layer_average({2: 312, 6: 117, 15: 39}, 32, 576) == pytest.approx(128, abs=1)
+    assert layer_average({2: 82, 6: 32, 15: 18}, 32, 576) == pytest.approx(64, abs=1)
+
+
+@given(st.integers(2, 60), st.data())
+def test_any_count_can_be_split(tokens, data):
+    count = data.draw(st.integers(1, tokens - 1))
+    kept, recycled, clusters = recycled_split(tokens, count)
+    assert kept + clusters == count
+    assert clusters <= recycled <= tokens - kept
+
+
+def test_falling_halves_like_pyramiddrop():
+    assert falling([0.25, 0.5, 0.75], 32, 576, 72) == {8: 288, 16: 144, 24: 72}
+    assert falling([0.0625, 0.1875, 0.46875], 32, 576, 576) == {2: 576, 6: 576, 15: 576}
+    assert falling([0.0625, 0.1875, 0.46875], 4, 100, 25) == {1: 50, 2: 25}
 
 
 @given(st.integers(0, 50), st.integers(1, 9))

@@ -35,7 +35,8 @@ def made_tokens(
         if kind in ("cls", "received", "last", "history"):
             signals[name] = (2 * draw(name, count)).softmax(-1)
         elif kind == "text_rows":
-            signals[name] = (2 * draw(name, TEXT, count)).softmax(-1) * mask[..., None]
+            share = draw(f"{name} share", TEXT, 1).sigmoid() * mask[..., None]  # words look at other words too
+            signals[name] = (2 * draw(name, TEXT, count)).softmax(-1) * share
         elif kind == "text":
             signals[name] = draw(name, TEXT, WIDTH) * mask[..., None]
         elif kind in ("cls_query", "cls_value"):

@@ -1,13 +1,14 @@
 """What every reducer without weights promises, whatever its method: a new one is tested by being registered."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import KINDS, SITES, available, create
-from lit_reduce.tokens import Reduction, VisualTokens
+from lit_reduce.tokens import VisualTokens
 
 FREE = [name for name, cls in available().items() if not cls.trained and cls.__module__.startswith("lit_reduce.")]
 # Settings that take another way through the method.
@@ -31,16 +32,16 @@ VARIANTS = [
 ]
 # Methods whose count follows from the picture: at most K stay.
 COUNTED = [("prumerge", {"adaptive": True}), ("prumerge_plus", {"adaptive": True}), ("hired", {"parity": "official"})]
+HALVING = ("tome", "turbo")  # one call merges pairs, so at least half of the tokens stay
 ALL = [(name, {}) for name in FREE] + VARIANTS + COUNTED
 GRIDS = [(1, 4, 6), (5, 3, 3), (2, 3, 4)]
 
 each = pytest.mark.parametrize(("name", "options"), ALL, ids=lambda x: str(x) if x else "")
 
 
-def gathered(reduction: Reduction, tokens: VisualTokens) -> list[torch.Tensor]:
-    features = reduction.gather(tokens)
-    valid = torch.ones_like(reduction.anchors, dtype=torch.bool) if reduction.valid is None else reduction.valid
-    return [row[real] for row, real in zip(features, valid, strict=True)]
+def within(name: str, keep: int, tokens: VisualTokens) -> int:
+    """A budget that the method can meet in one call."""
+    return max(keep, -(-tokens.count // 2)) if name in HALVING else keep
 
 
 @each
@@ -49,6 +50,7 @@ def gathered(reduction: Reduction, tokens: VisualTokens) -> list[torch.Tensor]:
 def test_exactly_k_tokens_stay_in_raster_order(name, options, grid, keep, made):
     reducer = create(name, **options)
     tokens = made(reducer, grid=grid)
+    keep = within(name, keep, tokens)
     reduction = reducer(tokens, keep)
     anchors = reduction.anchors
     assert anchors.shape == (3, keep)
@@ -71,12 +73,12 @@ def test_a_batch_equals_its_samples_one_by_one(name, options, dtype, made):
     reducer = create(name, **options)
     for grid in GRIDS:
         tokens = made(reducer, grid=grid, dtype=dtype, batch=4)
-        together = reducer(tokens, 7)
+        together = reducer(tokens, within(name, 7, tokens))
         torch.manual_seed(123)  # the global random stream must not matter
         for sample in range(4):
             signals = {key: x[sample : sample + 1] for key, x in tokens.signals.items()}
             alone = VisualTokens(tokens.features[sample : sample + 1], grid, signals)
-            single = reducer(alone, 7)
+            single = reducer(alone, within(name, 7, tokens))
             assert torch.equal(single.anchors[0], together.anchors[sample])
             for field in ("features", "valid", "assignment", "size"):
                 one, many = getattr(single, field), getattr(together, field)
@@ -96,8 +98,8 @@ def test_longer_padding_of_a_prompt_changes_nothing(name, options, made):
         longer["text"] = torch.nn.functional.pad(longer["text"], (0, 0, 0, 3), value=9.0)
     if "text_rows" in longer:
         longer["text_rows"] = torch.nn.functional.pad(longer["text_rows"], (0, 0, 0, 3), value=9.0)
-    again = reducer(VisualTokens(tokens.features, tokens.grid, longer), 7)
-    assert torch.equal(again.anchors, reducer(tokens, 7).anchors)
+    again = reducer(VisualTokens(tokens.features, tokens.grid, longer), within(name, 7, tokens))
+    assert torch.equal(again.anchors, reducer(tokens, within(name, 7, tokens)).anchors)
 
 
 @each
@@ -115,11 +117,11 @@ def test_calls_repeat_and_leave_inputs_and_the_callers_random_stream_alone(name,
     reducer = create(name, **options)
     tokens = made(reducer)
     before = {key: x.clone() for key, x in tokens.signals.items()} | {"features": tokens.features.clone()}
-    first = reducer(tokens, 6)
+    first = reducer(tokens, within(name, 6, tokens))
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    second = reducer(tokens, 6)
+    second = reducer(tokens, within(name, 6, tokens))
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(first.anchors, second.anchors)
     assert torch.equal(first.gather(tokens), second.gather(tokens))
@@ -139,7 +141,7 @@ def test_equal_tokens_are_chosen_alike_in_every_image(name, options, made):
     }
     if "text_mask" in same:
         same["text_mask"] = torch.ones_like(tokens.signals["text_mask"])
-    reduction = reducer(VisualTokens(torch.ones_like(tokens.features), tokens.grid, same), 7)
+    reduction = reducer(VisualTokens(torch.ones_like(tokens.features), tokens.grid, same), within(name, 7, tokens))
     for row in reduction.anchors[1:]:
         assert torch.equal(row, reduction.anchors[0])
 
@@ -149,15 +151,16 @@ def test_assignment_and_sizes_agree_with_the_anchors(name, options, made):
     reducer = create(name, **options)
     for grid in GRIDS:
         tokens = made(reducer, grid=grid)
-        reduction = reducer(tokens, 7)
+        keep = within(name, 7, tokens)
+        reduction = reducer(tokens, keep)
         if reduction.assignment is not None:
             assert reduction.assignment.shape == (3, tokens.count)
             owners = reduction.assignment.gather(1, reduction.anchors)
-            assert torch.equal(owners, torch.arange(7).expand(3, -1)), "an anchor belongs to its own token"
+            assert torch.equal(owners, torch.arange(keep).expand(3, -1)), "an anchor belongs to its own token"
         if reduction.size is not None:
-            assert reduction.size.shape == (3, 7)
+            assert reduction.size.shape == (3, keep)
             if reduction.assignment is not None and "size" not in tokens.signals:
-                counts = torch.nn.functional.one_hot(reduction.assignment.clamp_min(0), 7)
+                counts = torch.nn.functional.one_hot(reduction.assignment.clamp_min(0), keep)
                 counts = (counts * (reduction.assignment >= 0)[..., None]).sum(1)
                 assert torch.equal(reduction.size.long(), counts)
 
@@ -166,8 +169,8 @@ def test_assignment_and_sizes_agree_with_the_anchors(name, options, made):
 def test_newline_tokens_do_no_harm(name, options, made):
     reducer = create(name, **options)
     tokens = made(reducer, extra=4)
-    anchors = reducer(tokens, 9).anchors
-    assert anchors.shape == (3, 9)
+    keep = within(name, 9, tokens)
+    assert reducer(tokens, keep).anchors.shape == (3, keep)
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -192,3 +195,18 @@ def test_a_missing_signal_is_named(name, options, made):
         rest = {key: x for key, x in tokens.signals.items() if key != signal}
         with pytest.raises(UserError, match=f"signal '{signal}' is missing"):
             reducer(VisualTokens(tokens.features, tokens.grid, rest), 5)
+
+
+INSIDE = [name for name in FREE if available()[name].site in ("encoder", "decoder")]
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("depth", [4, 12, 23, 32])
+@pytest.mark.parametrize("keep", [192, 128, 64, 575])
+def test_stages_lie_in_the_model_fall_and_end_at_the_budget(name, depth, keep):
+    stages = create(name).stages(depth, 576, keep)
+    assert stages
+    assert all(0 <= layer < depth for layer in stages)
+    counts = [stages[layer] for layer in sorted(stages)]
+    assert all(576 >= before >= after for before, after in itertools.pairwise([576, *counts]))
+    assert counts[-1] == keep

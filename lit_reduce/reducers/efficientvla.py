@@ -1,0 +1,50 @@
+"""EfficientVLA's token selector: key tokens of the task, more of them, and some that differ from the key ones."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from lit_reduce.ops.selectors import places, ranks
+from lit_reduce.ops.similarity import cosine, gather_tokens
+from lit_reduce.reducer import Reducer, ReducerConfig, register
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+@dataclass
+class EfficientVLAConfig(ReducerConfig):
+    """Settings of `EfficientVLA`."""
+
+    layer: float = field(default=0.0625, metadata={"help": "where, as share of the depth (2 of 32)"})
+    key: int = field(default=4, metadata={"help": "key tokens, the most attended"})
+    alpha: float = field(default=0.5, metadata={"help": "share of the others that goes by attention too"})
+
+
+@register
+class EfficientVLA(Reducer):
+    """Of K tokens: the key ones by the words' attention, ``floor(alpha (K - key))`` next by it, the rest by difference.
+
+    Difference is one less the largest cosine to a key token. Skipping layers and caching actions are not part of it.
+    """
+
+    name = "efficientvla"
+    site = "decoder"
+    signals = frozenset({"text_rows"})
+    paper = "EfficientVLA, arXiv 2506.10100"
+    config_class = EfficientVLAConfig
+
+    def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:  # noqa: ARG002
+        """One stage."""
+        return {min(depth - 1, max(1, round(self.config.layer * depth))): keep}
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        """Attention is summed over words."""
+        rows = tokens.signal("text_rows").float()
+        scores = rows.masked_fill(~tokens.signal("text_mask").bool()[..., None], 0).sum(1)
+        key = max(1, min(self.config.key, keep))
+        order = ranks(scores)
+        task = key + int(self.config.alpha * (keep - key))
+        keys = gather_tokens(tokens.features, order.argsort(-1)[:, :key])
+        closest = cosine(keys, tokens.features).amax(1)
+        chosen = order < task
+        chosen = chosen | (ranks((-closest).masked_fill(chosen, -torch.inf)) < keep - task)
+        return Reduction(places(chosen, keep), scores=scores)

@@ -1,0 +1,98 @@
+"""MustDrop: even windows of the picture merge early, and words of the prompt drop tokens later."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lit_reduce.ops.budgets import falling
+from lit_reduce.ops.mergers import agreement, assignment, merge_mean, windows
+from lit_reduce.ops.selectors import places, ranks
+from lit_reduce.reducer import Reducer, ReducerConfig, ScoringReducer, register
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+@dataclass
+class MustDropConfig(ReducerConfig):
+    """Settings of `MustDrop`."""
+
+    window: int = field(default=3, metadata={"help": "tokens on a side of a window"})
+
+
+@register
+class MustDrop(Reducer):
+    """First stage: after the tower's first block, windows of like tokens become one, at their last token's place.
+
+    The paper merges each window whose mean pairwise cosine is at least 0.8, as many as the picture has. With a budget
+    the most alike windows merge until K tokens are left (64 of 576 are all of them); what is then still too much goes
+    by CLS attention, a window by its sum: our reading. The decoder's stage is `mustdrop_prefill`.
+    """
+
+    name = "mustdrop"
+    kind = "resample"
+    site = "encoder"
+    point = "before"
+    signals = frozenset({"cls"})
+    paper = "MustDrop, arXiv 2411.10803"
+    config_class = MustDropConfig
+
+    def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:  # noqa: ARG002
+        """Once, before the second block."""
+        return {1: keep}
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        """Merge, then drop."""
+        x, attention, count = tokens.features, tokens.signal("cls").float(), tokens.count
+        here = torch.arange(count, device=x.device).expand(len(x), -1)
+        frames, rows, columns = tokens.grid
+        owner = windows(tokens.grid, self.config.window).to(x.device)
+        if frames * rows * columns != count or owner.amax() < 0:
+            owner = here[0].new_full((count,), -1)
+        number = int(owner.amax()) + 1
+        area = self.config.window**2
+        taker = here
+        if number:
+            last = here.new_zeros(number).scatter_reduce(0, owner.clamp_min(0), here[0] * (owner >= 0), "amax")
+            merged = ranks(agreement(x, owner, number)) < min(number, (count - keep) // (area - 1))
+            inside = (owner >= 0) & merged[:, owner.clamp_min(0)]
+            taker = torch.where(inside, last[owner.clamp_min(0)], here)
+        weight = torch.zeros_like(attention).scatter_add(1, taker, attention)
+        stays = ranks(weight.masked_fill(taker != here, -torch.inf)) < keep
+        anchors = places(stays, keep)
+        taken = assignment(anchors, taker)
+        return Reduction(anchors, features=merge_mean(x, taken, keep)[0], scores=attention, assignment=taken)
+
+
+@dataclass
+class MustDropPrefillConfig(ReducerConfig):
+    """Settings of `MustDropPrefill`."""
+
+    layers: str = field(default="0.0625,0.1875,0.46875", metadata={"help": "where, as shares of the depth (2, 6, 15)"})
+    mean_threshold: float = field(default=0.001, metadata={"help": "least share of all attention that the words pay"})
+    max_threshold: float = field(default=0.001, metadata={"help": "least attention that one word pays"})
+
+
+@register
+class MustDropPrefill(ScoringReducer):
+    """Second stage: a token goes when the words' summed share and the largest of one word are both below thresholds.
+
+    With a budget in the place of a picture's own count the tokens farthest above either threshold stay: our reading.
+    The budget is that of the last stage; equal shares go at each before. Thresholds are the paper's for 192 tokens.
+    """
+
+    name = "mustdrop_prefill"
+    site = "decoder"
+    signals = frozenset({"text_rows"})
+    paper = "MustDrop, arXiv 2411.10803"
+    config_class = MustDropPrefillConfig
+
+    def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
+        """Three stages."""
+        return falling([float(share) for share in self.config.layers.split(",")], depth, tokens, keep)
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """How many times its threshold the better of the two is ``[B, N]``."""
+        rows = tokens.signal("text_rows").float().masked_fill(~tokens.signal("text_mask").bool()[..., None], 0)
+        total = rows.sum(1)
+        share = total / total.sum(-1, keepdim=True).clamp_min(1e-12)
+        return torch.maximum(share / self.config.mean_threshold, rows.amax(1) / self.config.max_threshold)
