@@ -100,7 +100,11 @@ def list_reducers(argv: Sequence[str]) -> None:
     print(columns(("reducer", "kind", "site", "use", "signals", "paper"), lines), end="")
     plugins = []
     for path in sorted(Path("checkpoints").rglob(CONFIG)):
-        config = read_config(path.parent)
+        try:
+            config = read_config(path.parent)
+        except UserError:
+            plugins.append((str(path.parent), "damaged", "-", "-"))
+            continue
         budget = f"{min(config.budgets)}-{max(config.budgets)}" if config.budgets else "-"
         plugins.append((str(path.parent), config.reducer, config.backbone.id, budget))
     if plugins:

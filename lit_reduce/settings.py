@@ -245,9 +245,11 @@ def _parse(schema: type, key: str, text: str) -> Any:
         return _escape(text)
     try:
         parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-        return parsed["value"]
     except Exception as error:  # as in _read_yaml
         raise UserError(f"cannot read the value in {key}={text}: {_one_line(error)}") from error
+    value = parsed["value"]
+    many = any(typing.get_origin(option) is list for option in options)
+    return [value] if many and isinstance(value, str | int | float) else value  # keep=64 means keep=[64]
 
 
 def _escape(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from lit_reduce import cli, console
 from lit_reduce.backbones import load
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import PluginConfig, save_plugin
-from lit_reduce.reducer import create
+from lit_reduce.reducer import available, create
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = 7
@@ -316,3 +317,34 @@ def test_exit_codes(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == "error: Permission denied: x.png\n"
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
         console.run(raises(ZeroDivisionError()), [])
+
+
+def test_list_is_a_table_and_finds_plug_ins(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(home / "plug", tmp_path / "checkpoints" / "mine")
+    (tmp_path / "checkpoints" / "broken").mkdir()
+    (tmp_path / "checkpoints" / "broken" / "reducer_config.json").write_text("{")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["list"]) == 0
+    table, plugins = capsys.readouterr().out.split("\n\n")
+    lines = table.splitlines()
+    assert lines[0].split() == ["reducer", "kind", "site", "use", "signals", "paper"]
+    for name, cls in available().items():
+        (line,) = [line for line in lines if line.split()[0] == name]
+        assert line.index(cls.kind) == lines[0].index("kind")  # columns line up
+        assert line.index(cls.site, lines[0].index("site")) == lines[0].index("site")
+    assert plugins.splitlines()[2].split()[:2] == ["checkpoints/broken", "damaged"]
+    assert plugins.splitlines()[3].split()[:2] == ["checkpoints/mine", "random"]
+
+
+def test_compare_as_a_user_runs_it(run: Run, home: Path, tmp_path: Path) -> None:
+    words = ("data=questions.jsonl", "keep=9", "reducers=[grid,plug,foreign]", f"out={tmp_path / 'page.html'}")
+    done = run("compare", *words, "runs=0", "max_new_tokens=2", "pictures=1")
+    assert done.returncode == 0, done.stderr
+    assert "foreign failed at 9: this random plug-in was trained on" in done.stdout
+    assert f"{QUESTIONS}/{QUESTIONS}" in done.stderr  # the progress bar
+    assert "<html" in (tmp_path / "page.html").read_text()
+    done = run("compare", "data=nothing", *words[1:])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "known set (pocket)" in done.stderr

@@ -59,6 +59,12 @@ def test_sources_in_order(configs: Path) -> None:
     assert (last.keep, last.rate) == ([64, 32], 0.25)
 
 
+def test_one_word_is_a_list_of_one(configs: Path) -> None:
+    assert resolve(configs, "words=grid").words == ["grid"]
+    assert resolve(configs, "words=[grid, pool]").words == ["grid", "pool"]
+    assert resolve(configs, "keep=64").keep == 64  # only where a list is asked for
+
+
 def test_groups(configs: Path) -> None:
     assert resolve(configs).part == Part("small", 2, {"a": 1})
     assert resolve(configs, "part.depth=7", "part=large").part == Part("large", 7, {})  # small is forgotten

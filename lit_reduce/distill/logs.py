@@ -3,9 +3,10 @@
 import csv
 import logging
 import secrets
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def quiet() -> Iterator[None]:
     before = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # bars, as everywhere
             for notice in (
                 "Checkpoint directory", "Experiment logs directory", ".*does not have many workers", ".*treespec",
             ):  # fmt: skip

@@ -91,6 +91,8 @@ def questions(chosen: ScoreSettings, named: Named) -> list[Row]:
         raise UserError(f"no data are given: write data=FILE.jsonl with image, prompt and answer in each line{known}")
     if chosen.data in named and not Path(chosen.data).exists():
         return list(named[chosen.data](chosen.limit or 500))
+    if not Path(chosen.data).suffix and not Path(chosen.data).exists():
+        raise UserError(f"data={chosen.data} is neither a file nor a known set ({', '.join(named) or 'none'})")
     return read_rows(chosen.data, need_answers=True)[: chosen.limit]
 
 
