@@ -18,10 +18,16 @@ class Hidden:
     """Hooks on a plain model, while the ``with`` block lasts."""
 
     def __init__(
-        self, tiny: Any, decoder: Reducer | None = None, cache: Reducer | None = None, keep: Any = 4, times: int = 1
+        self,
+        tiny: Any,
+        decoder: Reducer | None = None,
+        cache: Reducer | None = None,
+        keep: Any = 4,
+        times: int = 1,
+        answer: int = 0,
     ) -> None:
         self.model, self.lm, self.keep = tiny.model, tiny.model.get_decoder(), keep
-        self.decoder, self.cache = decoder, cache
+        self.decoder, self.cache, self.last = decoder, cache, -1 - answer
         ids = tiny.inputs["input_ids"].repeat_interleave(times, 0)
         self.real = tiny.inputs["attention_mask"].repeat_interleave(times, 0).bool()
         self.length, self.depth = ids.shape[1], len(self.lm.layers)
@@ -49,6 +55,10 @@ class Hidden:
             handle.remove()
         self.model.set_attn_implementation(self.before)
 
+    def seen(self, cache: Any, layer: Any) -> int:
+        """Tokens in a layer's cache."""
+        return int(cache.get_seq_length(layer.self_attn.layer_idx))
+
     def _look(self, number: int, _: Any, __: Any, out: Any) -> None:
         self.weights[number] = out[1]
 
@@ -57,7 +67,7 @@ class Hidden:
         text = (self.real & ~self.visual)[row].nonzero()[:, 0]
         rows = weights[row].mean(0)
         signals = {
-            "last": rows[self.length - 1, columns][None],
+            "last": rows[self.length + self.last, columns][None],
             "text_rows": rows[text][:, columns][None],
             "text_rows@0": self.weights.get(0, weights)[row].mean(0)[text][:, columns][None],
             "text_mask": torch.ones(1, len(text), dtype=torch.bool),
@@ -66,8 +76,9 @@ class Hidden:
 
     def _before(self, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden, cache = args[0], kwargs["past_key_values"]
-        self.prefill = hidden.shape[1] >= self.length
-        past = 0 if self.prefill or cache is None else int(cache.get_seq_length(layer.self_attn.layer_idx))
+        # A second turn on the same cache is no prefill, however long it is.
+        self.prefill = hidden.shape[1] >= self.length and (cache is None or self.seen(cache, layer) == 0)
+        past = 0 if cache is None else self.seen(cache, layer)
         if self.prefill:
             hidden = self._decide(number, hidden)
         mask, total = kwargs["attention_mask"], past + hidden.shape[1]

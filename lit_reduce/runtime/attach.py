@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
+import torch
+
 from lit_reduce.backbones.families import family_of
 from lit_reduce.backbones.identity import identify
 from lit_reduce.errors import UserError
@@ -160,9 +162,10 @@ class Attachment:
             pictures.append(replace(picture, given=given, stages=stages["decoder"], cached=stages["cache"]))
         return replace(prompt, pictures=pictures) if acts else None
 
-    def reading(self) -> AbstractContextManager[None]:
-        """While it lasts, the language model reads the prompt that was shortened last."""
+    def reading(self, padded: bool = False) -> AbstractContextManager[None]:
+        """While it lasts, the language model reads what was shortened last, perhaps with a padding token before it."""
         prompt, self._prompt = self._prompt, None
+        prompt = prompt.behind_padding() if prompt is not None and padded else prompt
         return nullcontext() if self.inside is None else self.inside.reading(prompt)
 
     def keeps_all(self, counts: Sequence[int]) -> bool:
@@ -299,4 +302,4 @@ def _like(original: Any, method: Any) -> Any:
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         return method(vars(self)[_NAME], *args, **kwargs)
 
-    return wrapper
+    return torch.compiler.disable(wrapper)  # a compiler that reads through it would take it for the model's own

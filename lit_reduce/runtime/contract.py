@@ -42,9 +42,9 @@ def reduced_generate(
     short, history = _short_prompt(self, prompt, cache)
     dropped = ids.shape[1] - short["input_ids"].shape[1]
     _count_lengths(generation_config or self.model.generation_config, kwargs, dropped)
-    if kwargs.get("use_cache") is False:
-        short = _with_padding(short)
-    with self.plain_forward(), self.reading():
+    padded = kwargs.get("use_cache") is False
+    short = _with_padding(short) if padded else short
+    with self.plain_forward(), self.reading(padded):
         out = plain(None, generation_config, *args, **short, **kwargs)
         self.record_inside()
     sequences = out if isinstance(out, Tensor) else out.sequences
@@ -118,7 +118,7 @@ def _short_prompt(self: "Attachment", prompt: dict[str, Any], cache: Any) -> tup
     done = tail.generated.shape[1]
     short = {"input_ids": tail.fresh, "attention_mask": tail.mask[:, done:], "position_ids": tail.positions[..., done:]}
     positions, seen = short["position_ids"], short["attention_mask"]
-    if bool(placeholders(self.model, tail.fresh).any()):
+    if self.family.kinds(prompt) and bool(placeholders(self.model, tail.fresh).any()):
         pictures = {name: prompt[name] for name in {TIMES, *encoder_keys(self.model)} & prompt.keys()}
         short, _ = self.shorten(short | pictures)
         if self.positions == "renumber":

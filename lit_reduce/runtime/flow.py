@@ -108,6 +108,12 @@ class Prompt:
             pictures, *(x.repeat_interleave(times, 0) for x in (self.real, self.text, self.text_mask, self.last))
         )
 
+    def behind_padding(self) -> "Prompt":
+        """The prompt with one more column of padding on its left."""
+        pictures = [picture.moved(picture.columns + 1) for picture in self.pictures]
+        real = torch.nn.functional.pad(self.real, (1, 0), value=False)
+        return replace(self, pictures=pictures, real=real, text=self.text + 1, last=self.last + 1)
+
 
 class Flow:
     """The tokens that the layer at hand works on.
