@@ -54,7 +54,7 @@ def test_visionzips_contextual_part(k, few):
         (576, 66, 82),
         (82, 30, 32),
         (32, 17, 18),  # 64
-    ],  # fmt: skip
+    ],
 )
 def test_sparsevlms_recycled_clusters_join_the_kept(tokens, kept, left):
     assert recycled_split(tokens, left)[0] == kept
