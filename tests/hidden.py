@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_reduce.reducer import Reducer
-from lit_reduce.tokens import Reduction, VisualTokens
+from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
 
 class Hidden:
@@ -103,7 +103,7 @@ class Hidden:
         for i, (row, whole) in enumerate(self.images):
             if self.decoder is None:
                 break
-            stages = self.decoder.stages(self.depth, len(whole), self.keep)
+            stages = self.decoder.stages(self.depth, len(whole), Budget.parse(self.keep).count(len(whole)))
             columns = alive[i]
             if stages.get(number, len(columns)) >= len(columns):
                 continue
@@ -124,7 +124,7 @@ class Hidden:
             return out
         if self.cache is not None:
             for (row, whole), columns in zip(self.images, self.alive[number + 1], strict=True):
-                count = self.cache.stages(self.depth, len(whole), self.keep)[number]
+                count = self.cache.stages(self.depth, len(whole), Budget.parse(self.keep).count(len(whole)))[number]
                 self.late[number, row, columns] = count < len(columns)
                 if count < len(columns):
                     choice = self._stage(
