@@ -6,7 +6,6 @@ added where a reducer acts inside the tower or the language model. Class, weight
 """
 
 import functools
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from lit_reduce.backbones.identity import identify
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import load_plugin
 from lit_reduce.reducer import Reducer, available, create
+from lit_reduce.runtime import tower
 from lit_reduce.runtime.compact import Keep, Logical, compact
 from lit_reduce.runtime.contract import reduced_forward, reduced_generate
 from lit_reduce.runtime.encode import Encoded, encode
@@ -83,12 +83,12 @@ class Attachment:
         self.logical: Logical | None = None
         self._prompt: Prompt | None = None
         self._undo: list[Callable[[], None]] = []
+        if "encoder" in sites:  # first, because it may refuse the tower
+            self._undo.append(tower.install(model, self.family, *sites["encoder"]).remove)
         acting = {site: reducer for site, (reducer, _) in sites.items() if site in INSIDE}
         self.inside = Inside(model, **acting) if acting else None
         if self.inside is not None:
             self._undo.append(self.inside.remove)
-        if "encoder" in sites:
-            self._undo.append(_install_tower(model, self.family, *sites["encoder"]))
         self._before = {name: vars(model)[name] for name in _METHODS if name in vars(model)}
         self._compiled = {name: vars(model).pop(name) for name in _COMPILED if name in vars(model)}
         vars(model)[_NAME] = self  # past nn.Module's registration, so that the state dict does not know
@@ -289,12 +289,6 @@ class _All(Reducer):
 
 
 _ALL = _All()
-
-
-def _install_tower(model: Any, family: Any, reducer: Reducer, keep: Budget) -> Callable[[], None]:
-    tower = importlib.import_module("lit_reduce.runtime.tower")
-    remove: Callable[[], None] = tower.install(model, family, reducer, keep).remove
-    return remove
 
 
 def _like(original: Any, method: Any) -> Any:
