@@ -3,6 +3,9 @@
 They keep one table of similarities, so a step costs O(N) (farthest point, max sum, MMR), O(N k) (DPP) or O(M N)
 (coverage of M things). Each returns ascending indices ``[B, k]``; of equal candidates the lower index wins, and no
 token is taken twice.
+
+Measured on one CPU core, 64 of 576 tokens with 1024 entries: 8 to 11 ms each, where a decoder of SmolLM2-135M's shape
+saves 1.9 s of prefill. Coverage of everything by everything is the one that grows steeply: 320 of 2880 took 9.5 s.
 """
 
 import torch
