@@ -20,7 +20,7 @@ from lit_reduce.evaluate.cost import Cost, price
 from lit_reduce.evaluate.latency import alternate, spread
 from lit_reduce.evaluate.plan import Plan, find_plan
 from lit_reduce.evaluate.resources import ModuleFlops, peak_bytes
-from lit_reduce.evaluate.stopwatch import Phases, Stopwatch
+from lit_reduce.evaluate.stopwatch import CLOCKS, Phases, Stopwatch
 from lit_reduce.evaluate.workload import pictures_given, workload
 from lit_reduce.files import check_writable, write_atomic
 from lit_reduce.plugin import check_backbone
@@ -45,6 +45,7 @@ class BenchSettings:
     new_tokens: int = 17
     runs: int = 5
     tower: bool = True
+    clock: str = "wall"
     out: str = "outputs/bench.json"
 
 
@@ -62,6 +63,8 @@ def run(chosen: BenchSettings) -> None:
     for batch in batches:
         if not isinstance(batch, int) or batch < 1:
             raise UserError(f"batch={batch} is not a number of prompts: give whole numbers from 1 on, as batch=[1,4]")
+    if chosen.clock not in CLOCKS:
+        raise UserError(f"clock={chosen.clock} is not known: use {' or '.join(CLOCKS)}")
     out = Path(chosen.out)
     if out.suffix != ".json":
         raise UserError(f"out={out}: the report is JSON, so give a name that ends in .json")
@@ -69,14 +72,17 @@ def run(chosen: BenchSettings) -> None:
     early = chosen.reducer.name in available() or find_plan(chosen.reducer, keeps[0])
     backbone = load(chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision)
     backbone.model.generation_config.eos_token_id = None  # every run makes as many tokens as it was asked for
+    if chosen.clock == "cpu" and backbone.model.device.type != "cpu":
+        raise UserError("clock=cpu counts the processor's own time, but the model runs on a GPU; use clock=wall")
     plan = early if isinstance(early, Plan) else named_plan(chosen.reducer, backbone)
     if plan.trained_for is not None:
         check_backbone(plan.trained_for, backbone.identity)
     plans = 1 + len(keeps) if plan.reducer is not None else 1
+    report: dict[str, Any] = {**about(backbone), **asdict(chosen), "rows": []}
     with tqdm(total=len(batches) * plans * (1 + chosen.runs), unit="run", desc="bench") as bar:
-        rows = [row for batch in batches for row in bench(backbone, plan, keeps, batch, chosen, bar.update)]
-    report = {**about(backbone), **asdict(chosen), "rows": rows}
-    write_atomic(out, json.dumps(report, indent=2) + "\n")
+        for batch in batches:
+            report["rows"] += bench(backbone, plan, keeps, batch, chosen, bar.update)
+            write_atomic(out, json.dumps(report, indent=2) + "\n")  # a killed run keeps the sizes that are done
     settings.save(chosen, settings.beside(out))
     print(table(report), end="")
     print(f"report: {out}")
@@ -118,7 +124,7 @@ def bench(
             used = None
             if keep is not None and reducer is not None:
                 used = stack.enter_context(attach(model, reducer, keep, plan.positions))
-            watch = stack.enter_context(Stopwatch(model, None if used is None else reducer))
+            watch = stack.enter_context(Stopwatch(model, None if used is None else reducer, chosen.clock))
             model.generate(**inputs, streamer=watch, do_sample=False, max_new_tokens=chosen.new_tokens)
         arrived[keep] = visual if used is None else used.stats.kept // batch
         on_run()

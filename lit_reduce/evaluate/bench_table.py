@@ -40,7 +40,13 @@ def table(report: dict[str, Any]) -> str:
     ``speed-up`` is the plain prefill over this one, the median over turns; ``of FLOPs`` that over the ratio of the
     FLOPs; ``share`` the reducer's own time over the plain prefill.
     """
-    where = [report["dtype"], report["attention"], report["device"], f"{report['threads']} threads"]
+    where = [
+        report["dtype"],
+        report["attention"],
+        report["device"],
+        f"{report['threads']} threads",
+        f"{report['clock']} clock",
+    ]
     words = [report["backbone"]["name"], report["reducer"]["name"], *where, report["date"], f"{report['runs']} turns"]
     lines = [", ".join(words), HEAD, "-" * len(HEAD)]
     return "\n".join([*lines, *map(_line, report["rows"])]) + "\n"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_reduce.evaluate.latency import wait
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Stamp = Any  # seconds of the clock on the CPU, events on a GPU, so that nothing waits in the middle
 
 
@@ -37,9 +38,9 @@ class Phases:
 class Stopwatch:
     """A context manager around one call of ``generate``, to which it is given as ``streamer``."""
 
-    def __init__(self, model: Any, reducer: nn.Module | None = None) -> None:
-        """Prepare to watch ``model`` and, where there is one, the reducer attached to it."""
-        self.model, self.reducer, self.device = model, reducer, model.device
+    def __init__(self, model: Any, reducer: nn.Module | None = None, clock: str = "wall") -> None:
+        """Prepare to watch ``model`` and, where there is one, the reducer attached to it, by one of `CLOCKS`."""
+        self.model, self.reducer, self.device, self.clock = model, reducer, model.device, CLOCKS[clock]
         self.calls: list[Stamp] = []
         self.own: list[Stamp] = []
         self.tokens: list[Stamp] = []
@@ -79,7 +80,7 @@ class Stopwatch:
 
     def _now(self) -> Stamp:
         if self.device.type != "cuda":
-            return time.perf_counter()
+            return self.clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
         return event

@@ -53,6 +53,18 @@ def test_the_report_holds_every_figure_and_the_table_every_row(tmp_path, capsys)
     assert (tmp_path / "bench.settings.yaml").is_file()
 
 
+def test_a_killed_run_keeps_the_batch_sizes_that_are_done(tmp_path, monkeypatch):
+    def until_two(*args):
+        if args[3] == 2:
+            raise KeyboardInterrupt
+        return bench(*args)
+
+    monkeypatch.setattr("lit_reduce.evaluate.bench.bench", until_two)
+    with pytest.raises(KeyboardInterrupt):
+        run(chosen(tmp_path, batch=[1, 2]))
+    assert {row["batch"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]} == {1}
+
+
 def tower_calls(backbone):
     calls = []
     backbone.model.get_encoder("image").register_forward_hook(lambda *_: calls.append(1))
@@ -99,6 +111,7 @@ def test_a_trained_reducer_by_name_gets_the_width_of_the_backbone_and_the_same_w
         ({"keep": [37]}, "an image has only 36 visual tokens"),
         ({"keep": ["many"]}, "keep='many' is not a number"),
         ({"visual": 35}, "visual=35: a picture has 36 tokens"),
+        ({"clock": "sun"}, "clock=sun is not known: use wall or cpu"),
         ({"out": "bench.txt"}, "ends in .json"),
         ({"reducer": "nobody"}, "unknown reducer 'nobody'"),
     ],

@@ -49,6 +49,14 @@ def test_the_reducer_is_timed_by_itself_and_inside_the_first_token():
     assert seen.decode == 0
 
 
+def test_the_processor_clock_does_not_count_waiting():
+    tiny = build("llava")
+    Slow(tiny.model.get_decoder(), 300)
+    with Stopwatch(tiny.model, clock="cpu") as watch:
+        tiny.model.generate(**one(tiny, 1), streamer=watch, do_sample=False, max_new_tokens=1)
+    assert 0 < watch.phases().prefill < 250
+
+
 def test_nothing_stays_behind_when_generate_fails():
     tiny = build("llava")
     with pytest.raises(AttributeError), Stopwatch(tiny.model, create("grid")) as watch:
