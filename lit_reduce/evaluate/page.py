@@ -91,7 +91,7 @@ def _accuracy(report: dict[str, Any]) -> str:
     """Relative accuracy, large, over the plain one; the tint follows what is lost."""
     about = report.get("reducers", {})
     lines = []
-    for name in names(report):
+    for name in _ranked(report):
         facts = about.get(name, {})
         kind = ", ".join(
             filter(None, [facts.get("kind"), facts.get("site"), "trained" if facts.get("trained") else ""])
@@ -103,6 +103,17 @@ def _accuracy(report: dict[str, Any]) -> str:
         '<p class="note">Large: share of the accuracy with all tokens, in %, drawn in pairs. Small: accuracy itself. '
         "Bold: the best of a column.</p>" + _table(["reducer", *(f"keep {keep}" for keep in budgets(report))], lines)
     )
+
+
+def _ranked(report: dict[str, Any]) -> list[str]:
+    """The reducers, the best on average first, those that failed somewhere last."""
+    entries = by_plan(report)
+
+    def rank(name: str) -> tuple[bool, float]:
+        mine = [entries[name, keep] for keep in budgets(report)]
+        return any("error" in entry for entry in mine), -sum(entry.get("accuracy", 0.0) for entry in mine)
+
+    return sorted(names(report), key=rank)
 
 
 def _cell(report: dict[str, Any], entry: dict[str, Any]) -> str:
@@ -141,7 +152,7 @@ def _times(report: dict[str, Any]) -> str:
         return f"<td>{entry['ttft_ms']:.0f} [{low:.0f}, {high:.0f}]{faster}</td>"
 
     lines = [(ALL_TOKENS, [cell(whole)] * len(budgets(report)))]
-    lines += [(escape(name), [cell(entries[name, keep]) for keep in budgets(report)]) for name in names(report)]
+    lines += [(escape(name), [cell(entries[name, keep]) for keep in budgets(report)]) for name in _ranked(report)]
     return (
         "<h2>Time to the first token, ms</h2>"
         '<p class="note">Median [quartiles] of alternating runs on the first question, with encoding, the reducer and '
@@ -167,7 +178,7 @@ def _families(report: dict[str, Any]) -> str:
     header = ["reducer", *(f"{escape(kind)} <small>{count}</small>" for kind, count in kinds.items())]
     out = ["<h2>Accuracy by kind of question, %</h2>"]
     for keep in budgets(report):
-        sound = [name for name in names(report) if "error" not in entries[name, keep]]
+        sound = [name for name in _ranked(report) if "error" not in entries[name, keep]]
         lines = [(ALL_TOKENS, cells(whole)), *((escape(name), cells(entries[name, keep])) for name in sound)]
         out.append(f'<p class="note">keep {keep}</p>{_table(header, lines)}')
     return "".join(out)

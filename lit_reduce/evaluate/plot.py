@@ -44,7 +44,8 @@ def plot(report: dict[str, Any], path: str | Path | BinaryIO) -> None:
             axes.axhspan(100 * entry["low"], 100 * entry["high"], color="black", alpha=0.06, lw=0)
         if timed and "ttft_ms" in entry:
             panels[1].plot([entry["ttft_ms"]], [100 * entry["accuracy"]], "k|", ms=14)
-    ticks = sorted({entry["kept_tokens"] for entry in sound if entry["keep"] is not None})
+    keeps = {entry["keep"] for entry in sound if entry["keep"] is not None}
+    ticks = sorted({keep if isinstance(keep, int) else round(keep * report["visual_tokens"]) for keep in keeps})
     if ticks:
         panels[0].set_xscale("log", base=2)
         panels[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
