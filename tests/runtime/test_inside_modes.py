@@ -269,6 +269,22 @@ def test_bad_combinations_are_told_at_once():
     with pytest.raises(UserError, match="from 1 on"):
         create("fastv", layer=0)
     assert "_lit_reduce" not in vars(model)
+    assert not any(layer._forward_pre_hooks for layer in model.get_decoder().layers)
+
+
+@torch.no_grad()
+def test_all_four_sites_in_one_attach():
+    tiny = build("llava")
+    plain = tiny.model.generate(**tiny.inputs, **GREEDY)
+    with attach(tiny.model, ["tome", "grid", "fastv", "lookm"], keep=[30, 12, 6, 3]) as attached:
+        first = tiny.model.generate(**tiny.inputs, **GREEDY)
+        for row in range(2):  # no reference hides at four places; that a batch equals its samples still must hold
+            alone = tiny.model.generate(**one(tiny, row), **GREEDY)
+            for a, b in zip(first.logits, alone.logits, strict=True):
+                assert float((a[row] - b[0]).abs().max()) < TOLERANCE
+    assert attached.stats.layers == (12, 12, 6, 6, 6)
+    assert attached.stats.cached == (3,) * 5
+    assert gap(tiny.model.generate(**tiny.inputs, **GREEDY), plain) == 0
 
 
 @torch.no_grad()
