@@ -114,3 +114,15 @@ def test_globalcom2_asks_both_the_crop_and_the_overview_about_a_token():
         score = own / own.norm() + seen / seen.norm()
         mine = anchors[anchors // 576 == crop] % 576
         assert mine.tolist() == score.topk(len(mine)).indices.sort().values.tolist()
+
+
+@pytest.mark.parametrize("name", ["hired", "globalcom2"])
+def test_crops_smaller_than_the_overview_leave_it_the_rest(name):
+    """An overview of 4 and a whole of 1 x 2: of 5 tokens the crops can hold 2."""
+    attention = torch.rand(1, 7, generator=torch.Generator().manual_seed(3)) + 0.1
+    tokens = VisualTokens(torch.rand(1, 7, 3), (1, 1, 2), {"cls": attention, "cls@0": attention, "cls@-1": attention})
+    for keep in range(1, 7):
+        anchors = create(name)(tokens, keep).anchors[0]
+        assert ((anchors == 4) | (anchors == 5)).sum() <= 2
+        assert (anchors < 4).sum() >= keep - 3
+    assert create(name)(tokens, 5).anchors[0].tolist()[-2:] == [4, 5]
