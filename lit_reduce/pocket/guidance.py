@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lit_reduce.pocket.loop import Losses
 from lit_reduce.pocket.questions import Question
-from lit_reduce.pocket.symbols import Symbols
+from lit_reduce.pocket.symbols import MOST, Symbols
 from lit_reduce.pocket.turns import answer_logits
 from lit_reduce.pocket.world import SIZE, Thing
 
@@ -41,18 +41,21 @@ def sights_of(
         centres and the start token, so that the weight left on the start token says how many there are.
         named [T, P]: for the last word of a name, the centre of the thing.
         spot [T, 2]: column and row of that centre, from -1 to 1.
+        tally [T]: for the tokens of an answer to "how many", the number; -1 for others.
         compared [T, 2]: for the tokens of an answer about two things, where their names end in T; -1 for others.
     """
     turn, place = packed["turn"], packed["place"]
     look = np.zeros((turn.max() + 2, 1 + owner.shape[1]), bool)  # the last row, of padding (turn -1), stays empty
     named = np.zeros((len(turn), owner.shape[1]), bool)
     spot = np.zeros((len(turn), 2), np.float32)
-    compared = np.full((len(turn), 2), -1)
+    tally, compared = np.full(len(turn), -1), np.full((len(turn), 2), -1)
     for j, question in enumerate(asked):
         about = [things.index(t) for t in question.about]
         counted = question.prompt.startswith("how many")
         look[j, 0] = counted or question.family == "presence"
         look[j, 1:] = np.isin(owner[2], about) | (np.isin(owner[1], about) & (owner[2] < 0) & (not counted))
+        if counted:
+            tally[turn == j] = len(about)
         ends = []
         for at, thing in named_things(question):
             token = (turn == j) & (place == at)
@@ -61,7 +64,7 @@ def sights_of(
             ends += list(token.nonzero()[0])
         if question.family == "relation" and len(ends) == 2:
             compared[turn == j] = ends
-    return {"look": look[turn], "named": named, "spot": spot, "compared": compared}
+    return {"look": look[turn], "named": named, "spot": spot, "tally": tally, "compared": compared}
 
 
 def named_things(question: Question) -> list[tuple[int, Thing]]:
@@ -113,8 +116,8 @@ def guided_answers(
 
     Cross-entropy at the answers, and guidance. Where a thing is named, head 0 of one layer shall look at it. Where an
     answer is given, head 0 of two later layers shall look at the things that decide it, and heads 1 and 2 at the names
-    of the two things that are compared. What a head brings from a name shall say where the thing is. Without guidance
-    the decoder guesses among the things in view for tens of thousands of questions before it learns to bind.
+    of the two things that are compared. What a head brings from a name shall say where the thing is, and what it brings
+    from counted things how many they are.
 
     Args:
         model: Pocket.
@@ -152,8 +155,21 @@ def guided_answers(
         goal = batch["spot"].gather(1, name[..., None].expand(-1, -1, 2))
         spots.append((symbols.spots[1 + n](brings[i][:, 1 + j])[both], goal[both]))
     apart = torch.stack([(said - goal).square().sum() / max(1, len(goal)) for said, goal in spots]).mean()
+    counts = (batch["tally"] >= 0) & answers[..., 0]
+    said = torch.stack([read(brings[i][:, 0][counts]) for i, read in zip(ANSWERING, symbols.tallies, strict=True)])
+    goal = batch["tally"][counts].clamp(max=MOST).expand(len(said), -1)
+    tally = F.cross_entropy(said.flatten(0, 1), goal.flatten(), reduction="sum") / max(1, goal.numel())
     answer = F.cross_entropy(logits.float(), targets)
     right = (logits.argmax(-1) == targets).float().mean()
     paired = torch.stack(pair).mean()
-    loss = answer + guidance * (look + named + paired) + apart
-    return {"loss": loss, "answer": answer, "look": look, "named": named, "pair": paired, "spot": apart, "right": right}
+    loss = answer + guidance * (look + named + paired + tally) + apart
+    return {
+        "loss": loss,
+        "answer": answer,
+        "look": look,
+        "named": named,
+        "pair": paired,
+        "spot": apart,
+        "tally": tally,
+        "right": right,
+    }

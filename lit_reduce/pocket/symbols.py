@@ -12,6 +12,7 @@ from lit_reduce.pocket.world import GRID
 
 HEAD = 64  # width of a decoder head
 READS = 5  # guided heads whose output shall say where a thing is
+TALLIES, MOST = 2, 8  # guided heads whose output shall say how many things there are, and how many there may be
 
 
 class Symbols(nn.Module):
@@ -28,6 +29,7 @@ class Symbols(nn.Module):
             waves = torch.zeros(2, GRID, 2, width // 2)
             waves[0, :, 0], waves[1, :, 1] = rows[:, 0], columns[0]
             self.place.weight.copy_(0.07 * waves.reshape(2 * GRID, width))
+        self.tallies = nn.ModuleList(nn.Linear(HEAD, MOST + 1) for _ in range(TALLIES))
         nn.init.normal_(self.extra.weight, std=0.03)
         pieces = {p: i for i, p in enumerate(vocabulary())}
         for field, names in FIELDS.items():

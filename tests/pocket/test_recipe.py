@@ -12,10 +12,10 @@ from lit_reduce.backbones import load
 from lit_reduce.errors import UserError
 from lit_reduce.pocket import loop, recipe, tower
 from lit_reduce.pocket.export import EXTRA, export, start_from
-from lit_reduce.pocket.symbols import Symbols
 from lit_reduce.pocket.model import build_model
 from lit_reduce.pocket.recipe import RecipeSettings, make
 from lit_reduce.pocket.render import render
+from lit_reduce.pocket.symbols import Symbols
 from lit_reduce.pocket.tower import Heads
 from lit_reduce.pocket.world import make_scene
 

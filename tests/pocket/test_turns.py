@@ -112,6 +112,8 @@ def test_counted_things_are_looked_at_once_each_beside_the_start_token() -> None
             if question.prompt.startswith("how many"):
                 counts += 1
                 assert (rows.sum(-1) == 1 + int(question.answer)).all()
+            tally = batch["tally"][scene][batch["turn"][scene] == j]
+            assert (tally == (int(question.answer) if question.prompt.startswith("how many") else -1)).all()
             assert (rows[:, 0] == (question.family in ("count", "presence") or "how many" in question.prompt)).all()
     assert counts > 3
 
@@ -131,6 +133,8 @@ def test_compared_things_are_found_where_their_names_end() -> None:
                 cell = int(thing.y // PATCH) * GRID + int(thing.x // PATCH)
                 shown = batch["where"][scene][batch["named"][scene][end]]
                 assert set(shown.tolist()) <= {cell}
+                spot = batch["spot"][scene][end]
+                assert spot.tolist() == pytest.approx([thing.x / 168 - 1, thing.y / 168 - 1], abs=1e-5)
     assert relations > 3
 
 
