@@ -98,10 +98,16 @@ class AnySize:
 
     def arrange(self, model: Any, inputs: Inputs, x: Tensor) -> Tensor:
         """See `Layout`."""
-        grids = [picture.grid for picture in self.pictures(model, inputs)]
-        parts = x.flatten(0, -2).split([math.prod(grid) * self.merge**2 for grid in grids])
-        means = [_block_means(part[None], g[1], g[2], self.merge) for part, g in zip(parts, grids, strict=True)]
-        return torch.cat(means)
+        return x.flatten(0, -2)[self.members(model, inputs)].mean(1)
+
+    def members(self, model: Any, inputs: Inputs) -> Tensor:
+        """``[N, merge**2]``, the places in the tower's row of the patches that make each visual token."""
+        start, found = 0, []
+        for _, rows, columns in (picture.grid for picture in self.pictures(model, inputs)):
+            place = torch.arange(rows * columns * self.merge**2).reshape(rows, self.merge, columns, self.merge)
+            found.append(place.transpose(1, 2).reshape(rows * columns, -1) + start)
+            start += place.numel()
+        return torch.cat(found).to(inputs["image_sizes"].device)
 
 
 def _block_means(x: Tensor, rows: int, columns: int, size: int) -> Tensor:
@@ -179,9 +185,14 @@ class Units:
 
     def arrange(self, model: Any, inputs: Inputs, x: Tensor) -> Tensor:
         """See `Layout`."""
-        vision = model.config.vision_config
-        means = x.reshape(-1, vision.spatial_merge_size**2, x.shape[-1]).mean(1)
-        return means[self.order(model, inputs).argsort()] if self.windows else means
+        return x.flatten(0, -2)[self.members(model, inputs)].mean(1)
+
+    def members(self, model: Any, inputs: Inputs) -> Tensor:
+        """``[N, merge**2]``, the places in the tower's row of the patches that make each visual token."""
+        unit = model.config.vision_config.spatial_merge_size**2
+        groups = int(inputs[self.sizes].prod(1).sum()) // unit
+        place = torch.arange(groups * unit, device=inputs[self.sizes].device).view(groups, unit)
+        return place[self.order(model, inputs).argsort()] if self.windows else place
 
     def order(self, model: Any, inputs: Inputs) -> Tensor:
         """The group that stands at each place of the tower's row."""

@@ -12,7 +12,8 @@ from lit_reduce.backbones.families import Family, Grid, family_of
 from lit_reduce.backbones.layouts import Kept
 from lit_reduce.errors import UserError
 from lit_reduce.runtime.signals import TOWER, Gauges, Signal
-from lit_reduce.runtime.tower import installed
+from lit_reduce.runtime.tower import InTower
+from lit_reduce.runtime.within import installed
 from lit_reduce.tokens import VisualTokens
 
 SIGNALS = TOWER | {"text", "size"}
@@ -89,6 +90,7 @@ def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), f
     text, mask = prompt_text(model, inputs) if "text" in asked else (None, None)
     found = Encoded([], [], [], {}, text, mask)
     within = installed(model)
+    whole = None if within is None else within.whole
     for kind in family.kinds(inputs):
         layout = family.layout(kind, inputs)
         pictures = layout.pictures(model, inputs)
@@ -96,7 +98,7 @@ def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), f
         owners = _owners(placeholders(model, inputs["input_ids"], kind), counts)
         with Gauges(model, family, asked) as gauges:
             out = _features(model, inputs, kind)
-        if within is not None and within.short and within.state is not None:
+        if isinstance(within, InTower) and within.short and within.state is not None:
             found.anchors.extend(within.state.anchors)
             found.totals.extend(counts)
             layout = Kept(within.state.anchors)
@@ -108,11 +110,11 @@ def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), f
         for level, features in enumerate(getattr(out, "deepstack_features", None) or []):
             found.deepstack.extend([] for _ in range(level + 1 - len(found.deepstack)))
             found.deepstack[level].extend(_split(features, counts))
-        for name, rows in gauges.read(layout, inputs, counts).items():
+        for name, rows in gauges.read(layout, inputs, counts, whole).items():
             found.signals.setdefault(name, []).extend(rows)
         if "size" in asked:
-            state = None if within is None else within.state
-            sizes = torch.ones(sum(counts)).split(counts) if state is None or state.size is None else state.size
+            merged = None if within is None else within.sizes()
+            sizes = torch.ones(sum(counts)).split(counts) if merged is None else merged
             found.signals.setdefault("size", []).extend(size.to(found.features[0]) for size in sizes)
     return found if within is None else replace(found, spent=within.time())
 

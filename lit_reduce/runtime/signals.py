@@ -1,7 +1,7 @@
 """The names of signals, and what one block of a vision tower has to say under each."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from lit_reduce.runtime.taps import CLS, Call, Tap
 
 ATTENTION = frozenset({"cls", "received", "keys", "queries", "values", "cls_query"})  # read from one attention call
 TOWER = ATTENTION | {"encoder"}
+Whole = Callable[[str, int, Tensor, bool], Tensor]
 
 
 class Signal(NamedTuple):
@@ -129,15 +130,29 @@ class Gauges:
         x = seen[-1]  # the arguments of a pre-hook, or the output of a hook
         self.seen[text] = x[0] if isinstance(x, tuple) else x
 
-    def read(self, layout: Layout, inputs: Inputs, counts: list[int]) -> dict[str, list[Tensor]]:
-        """One tensor a picture for each signal: ``[n_i]`` (attention), ``[C]`` (``cls_query``) or ``[n_i, C]``."""
-        return {text: self._arranged(text, layout, inputs, counts) for text in self.asked}
+    def read(
+        self, layout: Layout, inputs: Inputs, counts: list[int], whole: Whole | None = None
+    ) -> dict[str, list[Tensor]]:
+        """One tensor a picture for each signal: ``[n_i]`` (attention), ``[C]`` (``cls_query``) or ``[n_i, C]``.
 
-    def _arranged(self, text: str, layout: Layout, inputs: Inputs, counts: list[int]) -> list[Tensor]:
+        Args:
+            layout: How tower tokens become visual tokens.
+            inputs: The model's inputs.
+            counts: Visual tokens of each picture.
+            whole: Called with the signal's name, its block, what was read there, and whether that is the block's
+                output, where a reducer inside the tower may have left a block fewer patches.
+        """
+        return {text: self._arranged(text, layout, inputs, counts, whole) for text in self.asked}
+
+    def _arranged(
+        self, text: str, layout: Layout, inputs: Inputs, counts: list[int], whole: Whole | None
+    ) -> list[Tensor]:
         name = self.asked[text].name
         # Towers that pack their images into one row make one call a segment.
         x = self.seen[text] if name == "encoder" else torch.cat([c[name] for c in self.calls[self.blocks[text]]], 1)
         x = x[None] if x.ndim == 2 else x
+        if whole is not None and not (name == "encoder" and self.asked[text].layer is None):
+            x = whole(text, self.blocks[text], x, name == "encoder")
         rows = layout.arrange(self.model, inputs, x).split(counts)
         if name == "cls_query":  # newline tokens, which have no query, must not thin out the mean
             shares = layout.arrange(self.model, inputs, torch.ones_like(x[..., :1])).split(counts)

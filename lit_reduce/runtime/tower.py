@@ -5,29 +5,22 @@ gets only what is left. Projectors that need the whole grid (tiles, shuffles, po
 dropped with the state in which it left, a merged one as a copy of what it became; they save time in the tower alone.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
-from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_reduce.backbones.families import Family
 from lit_reduce.backbones.layouts import AnySize, Units
-from lit_reduce.backbones.towers import tower_of
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.call import call, now
-from lit_reduce.runtime.signals import ATTENTION, Signal, read
-from lit_reduce.runtime.taps import Call, Tap
+from lit_reduce.runtime.packed import InRow
+from lit_reduce.runtime.within import Within, as_token
 from lit_reduce.tokens import Budget, Reduction, VisualTokens
-
-_NAME = "_lit_reduce_tower"
-POINTS = ("before", "attention")
 
 
 @dataclass(frozen=True)
@@ -70,76 +63,41 @@ class State:
         return torch.where((self.owner >= 0)[..., None], copies, self.bank)
 
 
-class InTower:
-    """A reducer inside the vision tower of a model, until `remove`.
+class InTower(Within):
+    """A reducer inside a tower that takes images (tiles) of one size as a batch.
 
     Attributes:
-        state: What the last pass left; None when it kept all.
-        short: Whether the features stay short after the tower.
+        state: What the last pass left; None when it kept all, or gave all back.
     """
 
     def __init__(self, model: Any, family: Family, reducer: Reducer, keep: Budget) -> None:
-        self.model, self.reducer, self.keep = model, reducer, keep
-        self.tower, self.short = tower_of(model), family.tokenwise
-        self.point = getattr(reducer, "point", "before")
-        self.signals = {text: Signal.parse(text) for text in reducer.signals}
-        self._check(family)
+        super().__init__(model, reducer, keep)
+        self.short = family.tokenwise
         self.state: State | None = None
-        self._spent = 0.0
-        self._seen: dict[str, Tensor] = {}
-        self._before: list[tuple[nn.Module, Any]] = []
-        for number, block in enumerate(self.tower.blocks[: self.tower.depth]):
-            self._replace(block, partial(self._block, number))
+        for number, block in enumerate(self.tower.blocks):
+            if number < self.tower.depth:  # those behind feed nothing, but must bear the shorter sequence
+                self._replace(block, partial(self._block, number))
             self._replace(self.tower.attention(number), self._attention)
-        for number in range(self.tower.depth, len(self.tower.blocks)):  # behind the one that feeds the projector
-            self._replace(self.tower.attention(number), self._attention)
-        vars(model)[_NAME] = self
 
-    def _check(self, family: Family) -> None:
-        name = self.reducer.name
-        if any(isinstance(layout, AnySize | Units) for layout in family.layouts.values()) or (
-            "pixtral" in type(self.model.get_encoder("image")).__name__.lower()
-        ):
-            raise UserError(
-                f"'{name}' acts inside the vision tower, but that of '{family.name}' puts all images into one row, "
-                "which is not supported; use a reducer at the projector"
-            )
-        if not isinstance(getattr(self.model.config, "vision_feature_layer", -1), int):
-            raise UserError(f"'{name}' acts inside the vision tower, but this model reads several of its blocks")
-        if self.point not in POINTS:
-            raise UserError(f"'{name}' acts at the point '{self.point}'; known: {', '.join(POINTS)}")
-        for text, signal in self.signals.items():
-            if signal.name not in ATTENTION | {"size"} or signal.layer is not None:
-                raise UserError(
-                    f"'{name}' wants the signal '{text}' inside the vision tower; there are "
-                    f"{', '.join(sorted(ATTENTION | {'size'}))} of the attention just before"
-                )
+    def sizes(self) -> Tensor | None:
+        """See `Within`."""
+        return None if self.state is None else self.state.size
 
-    def time(self) -> float:
-        """Milliseconds that the reducer took since this was asked last."""
-        spent, self._spent = self._spent, 0.0
-        return spent
-
-    def remove(self) -> None:
-        """Give the blocks their own methods back; harmless when repeated."""
-        while self._before:
-            module, forward = self._before.pop()
-            vars(module).pop("forward", None)
-            if forward is not None:
-                vars(module)["forward"] = forward
-        if vars(self.model).get(_NAME) is self:
-            del vars(self.model)[_NAME]
-
-    def _replace(self, module: nn.Module, method: Any) -> None:
-        before = vars(module).get("forward")
-        self._before.append((module, before))
-        plain = before or MethodType(type(module).forward, module)
-        vars(module)["forward"] = partial(method, plain)
+    def whole(self, text: str, block: int, x: Tensor, output: bool) -> Tensor:
+        """See `Within`; where the features stay short, patches that are gone get zeros, which nobody will read."""
+        if not self.short or self.state is None:
+            return super().whole(text, block, x, output)
+        there = (self.leaves if output else self.reads).get(block)
+        if there is None:
+            return x
+        x = x[:, -there.shape[1] :]
+        index = there[..., None].expand_as(x)
+        return x.new_zeros(len(x), self.state.owner.shape[1], x.shape[2]).scatter(1, index, x)
 
     def _block(self, number: int, plain: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         """One block of the tower, with what the reducer does before it or in its middle."""
         if number == 0:
-            self.state = None
+            self.state, self.reads, self.leaves = None, {}, {}
             patches = hidden.shape[1] - self.tower.prefix
             left = self.reducer.stages(self.tower.depth, patches, self.keep.count(patches))
             if any(count < patches for count in left.values()):
@@ -151,32 +109,22 @@ class InTower:
         fewer = count < self.state.anchors.shape[1]
         if fewer and self.point == "before":
             hidden = self._reduce(hidden, count)
+        self._note(self.reads, number)
         if fewer and self.point == "attention":
-            with _without(self.tower.mlp(number), attention=False), self._reading(number, number):
-                hidden = plain(hidden, *args, **kwargs)
-            hidden = self._reduce(hidden, count)
-            with _without(self.tower.attention(number), attention=True):
-                hidden = plain(hidden, *args, **kwargs)
+            hidden = self._run(number, plain, hidden, partial(self._reduce, count=count), *args, **kwargs)
         else:
-            with self._reading(number, number + 1 if self.point == "before" else -1):
+            with self._reading(number, self.point == "before" and number + 1 in self.state.stages):
                 hidden = plain(hidden, *args, **kwargs)
+        self._note(self.leaves, number)
         if number == self.tower.feature and not self.short:
             hidden = torch.cat([hidden[:, : self.tower.prefix], self.state.full(hidden[:, self.tower.prefix :])], 1)
             self.state = None
+            self.leaves.pop(number, None)
         return hidden
 
-    @contextmanager
-    def _reading(self, number: int, stage: int) -> Iterator[None]:
-        """While it lasts, a block's attention is read for the stage, if there is one and anything is asked."""
-        names = {signal.name for signal in self.signals.values()} & ATTENTION
-        assert self.state is not None
-        with ExitStack() as stack:
-            if names and stage in self.state.stages:
-                stack.enter_context(Tap(self.tower.attention(number), partial(self._see, names)))
-            yield
-
-    def _see(self, names: set[str], seen: Call) -> None:
-        self._seen = read(seen, names, self.tower.prefix)
+    def _note(self, where: dict[int, Tensor], number: int) -> None:
+        if self.state is not None and self.state.anchors.shape[1] < self.state.owner.shape[1]:
+            where[number] = self.state.anchors
 
     def _reduce(self, hidden: Tensor, count: int) -> Tensor:
         """Fewer tokens, the prefix untouched."""
@@ -198,10 +146,7 @@ class InTower:
         if name == "size":
             size = self.state.size if self.state is not None else None
             return x.new_ones(x.shape[:2]) if size is None else size
-        if name not in self._seen:
-            raise UserError(f"'{self.reducer.name}' acts before the first block, where no attention was seen yet")
-        found = self._seen[name]
-        return found.mean(1) if name == "cls_query" else found[..., 0] if name in ("cls", "received") else found
+        return as_token(name, self._read(name))
 
     def _attention(self, plain: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The block's attention, whose mask follows the tokens and counts each for its size (ToMe, eq. 1)."""
@@ -231,25 +176,7 @@ class InTower:
         return bias.masked_fill(~mask, torch.finfo(dtype).min) if mask.dtype == torch.bool else bias + mask
 
 
-@contextmanager
-def _without(module: nn.Module, *, attention: bool) -> Iterator[None]:
-    """While it lasts, a part of a block adds nothing; so one block runs as two halves, by its own code."""
-    before = vars(module).get("forward")
-    vars(module)["forward"] = partial(_nothing, attention)
-    try:
-        yield
-    finally:
-        del vars(module)["forward"]
-        if before is not None:
-            vars(module)["forward"] = before
-
-
-def _nothing(attention: bool, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-    zeros = torch.zeros_like(hidden_states)
-    return (zeros, None) if attention else zeros
-
-
-def install(model: Any, family: Family, reducer: Reducer, keep: Budget) -> InTower:
+def install(model: Any, family: Family, reducer: Reducer, keep: Budget) -> Within:
     """Put a reducer into the vision tower.
 
     Args:
@@ -257,18 +184,18 @@ def install(model: Any, family: Family, reducer: Reducer, keep: Budget) -> InTow
         family: Its family.
         reducer: Of site ``encoder``; ``reducer.point`` says whether it acts before a block, or between its attention
             and its MLP.
-        keep: Tower tokens that stay of each image, or of each tile where images are cut into tiles.
+        keep: Tower tokens that stay of each image, or of each tile where images are cut into tiles; of towers that
+            pack all images into one row, visual tokens.
 
     Returns:
         A handle whose ``remove`` gives the tower back as it was.
 
     Raises:
-        UserError: a tower, a point or a signal that cannot be served.
+        UserError: a tower, a point, a reducer or a signal that cannot be served.
     """
+    layout = family.layouts["image"]
+    if "pixtral" in type(model.get_encoder("image")).__name__.lower() and not isinstance(layout, AnySize):
+        layout = AnySize()
+    if isinstance(layout, AnySize | Units):
+        return InRow(model, layout, reducer, keep)
     return InTower(model, family, reducer, keep)
-
-
-def installed(model: Any) -> InTower | None:
-    """The reducer inside a model's tower, if there is one."""
-    found: InTower | None = vars(model).get(_NAME)
-    return found
