@@ -42,16 +42,16 @@ class RecipeSettings:
     start: str | None = None
     device: str = "auto"
     workers: int = 1
-    windows_steps: int = 2716
-    windows_horizon: int = 3500
+    windows_steps: int = 7500
+    windows_horizon: int = 7500
     windows_rate: float = 2e-3
-    language_steps: int = 2186
-    language_horizon: int = 4000
+    language_steps: int = 2050
+    language_horizon: int = 2500
     language_rate: float = 1e-3
-    project_steps: int = 320
+    project_steps: int = 520
     project_rate: float = 1e-3
-    connect_steps: int = 578
-    whole_from: int = 503
+    connect_steps: int = 920
+    whole_from: int = 820
     connect_rate: float = 7e-4
 
 
