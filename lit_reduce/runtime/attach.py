@@ -107,6 +107,7 @@ class Attachment:
                 # Where the count depends on the image, any large one tells whether the layers exist.
                 some = tokens or 1024 * (keep.value if isinstance(keep.value, int) else 1)
                 stages_of(reducer, depth, some, keep.count(some))
+                from_tower(reducer)
             if tokens and site != "encoder":
                 keep.count(tokens)
 
@@ -153,7 +154,10 @@ class Attachment:
         prompt, pictures = Prompt.of(self.model, short, logical.kept, logical.grids), []
         depth, acts = len(self.model.get_decoder().layers), bool(self.inside and self.inside.recall)
         for picture, anchors in zip(prompt.pictures, logical.anchors, strict=True):
-            given = {name: rows[picture.number][anchors] for name, rows in encoded.signals.items()}
+            # Signals have a row for each token that was encoded: fewer than the image's where the tower was reduced.
+            first = encoded.anchors[picture.number] if encoded.anchors else None
+            rows = anchors if first is None else torch.searchsorted(first, anchors)
+            given = {name: x[picture.number][rows] for name, x in encoded.signals.items()}
             stages: dict[str, dict[int, int]] = {site: {} for site in INSIDE}
             for site in INSIDE & self.sites.keys():
                 reducer, keep = self.sites[site]

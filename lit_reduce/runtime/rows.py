@@ -17,8 +17,18 @@ INSIDE = ROWS | {"text", "text_mask", "size"}  # what the language model itself 
 
 
 def from_tower(reducer: Reducer) -> frozenset[str]:
-    """The signals that a reducer inside the language model wants of the vision tower."""
-    return frozenset(text for text in reducer.signals if Signal.parse(text).name not in INSIDE)
+    """The signals that a reducer inside the language model wants of the vision tower.
+
+    Raises:
+        UserError: one that does not say something about each token.
+    """
+    asked = frozenset(text for text in reducer.signals if Signal.parse(text).name not in INSIDE)
+    if whole := sorted(text for text in asked if Signal.parse(text).name == "cls_query"):
+        raise UserError(
+            f"'{reducer.name}' acts inside the language model, where signals follow their tokens; '{whole[0]}' is one "
+            "for the whole image, so ask for it at the projector"
+        )
+    return asked
 
 
 def sources(reducer: Reducer, stage: int, depth: int) -> dict[str, int]:
