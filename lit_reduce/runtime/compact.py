@@ -95,7 +95,7 @@ def compact(
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
     places = inputs.get("position_ids")
-    places = _positions(model, inputs, mask) if places is None else places
+    places = positions_of(model, inputs, mask) if places is None else places
 
     selected = mask.bool()
     pictures = encoder_keys(model)
@@ -157,7 +157,7 @@ def prompt_positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
 
 
-def _positions(model: Any, inputs: Mapping[str, Any], mask: Tensor) -> Tensor:
+def positions_of(model: Any, inputs: Mapping[str, Any], mask: Tensor) -> Tensor:
     """Position ids of the whole prompt; those of Qwen have several rows: frames, rows and columns of pictures."""
     if not hasattr(model.base_model, "rope_deltas"):
         return prompt_positions(mask)

@@ -1,13 +1,18 @@
-"""Runs the language model alone on a full or shortened prompt, for training: embeddings in, logits out, no cache."""
+"""Runs a model on visual features that are given, for training: no tower, no cache, gradients to what was given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_reduce.runtime.compact import prompt_positions
-from lit_reduce.runtime.encode import placeholders
+from lit_reduce.errors import UserError
+from lit_reduce.runtime.compact import positions_of
+from lit_reduce.runtime.encode import KINDS, placeholders
+from lit_reduce.runtime.visual import Visual
+
+BESIDE = ("token_type_ids", "mm_token_type_ids")
 
 
 def run_decoder(
@@ -16,52 +21,106 @@ def run_decoder(
     features: Sequence[Tensor] | Tensor | None = None,
     key_bias: Sequence[Tensor] | Tensor | None = None,
     at: Tensor | None = None,
+    deepstack: Sequence[Sequence[Tensor]] = (),
 ) -> Tensor:
-    """Logits of a prompt whose visual embeddings are given; gradients flow to ``features`` and ``key_bias``.
+    """Logits of a prompt whose visual features are given; gradients flow to ``features`` and ``key_bias``.
+
+    The model's own code puts features, positions and masks together, so every family reads what it always reads.
 
     Args:
         model: The frozen backbone.
         inputs: ``input_ids`` and ``attention_mask`` ``[B, L]``, and ``position_ids`` where they have gaps: either the
-            full prompt, or what `compact` returned.
-        features: One ``[n_i, D]`` for each image; by default those that `compact` put into ``inputs``.
+            full prompt with all that the processor made for it, or what `compact` returned.
+        features: One ``[n_i, D]`` for each image, then for each video; by default those that `compact` put into
+            ``inputs``.
         key_bias: One ``[n_i]`` for each image, added to the attention logits of that key in every layer and head:
             0 shows a token, the dtype's lowest value hides it (the training gate).
         at: ``[B, L]`` bool, the positions whose logits are wanted; all by default.
+        deepstack: With ``features``, for each level of a model that adds visual features to deeper layers (Qwen3-VL),
+            one ``[n_i, D]`` for each image: `Encoded.deepstack`.
 
     Returns:
         Logits ``[B, L, V]``, or ``[P, V]`` for the P positions of ``at`` in row order.
     """
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask  # never None: gaps in positions would read as packed samples
-    positions = inputs.get("position_ids")
-    if features is None and inputs.get("mm_encoder_outputs"):
-        features = inputs["mm_encoder_outputs"]["image"].pooler_output
-    embeds = embed(model, ids, features)
-    hidden = model.get_decoder()(
-        inputs_embeds=embeds,
-        attention_mask=mask if key_bias is None else biased_mask(model, ids, mask, key_bias, embeds.dtype),
-        position_ids=prompt_positions(mask) if positions is None else positions,
-        use_cache=False,
-    ).last_hidden_state
+    places = inputs.get("position_ids")
+    given = {name: inputs[name] for name in BESIDE if inputs.get(name) is not None}
+    visual = inputs.get("mm_encoder_outputs") if features is None else _visual(model, ids, features, deepstack)
+    if visual:
+        given["mm_encoder_outputs"] = visual
+    with _bias(model, ids, key_bias):
+        hidden = model.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions_of(model, inputs, mask) if places is None else places,
+            use_cache=False,
+            **given,
+        ).last_hidden_state
     logits: Tensor = model.get_output_embeddings()(hidden if at is None else hidden[at])
-    return logits
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def embed(model: Any, ids: Tensor, features: Sequence[Tensor] | Tensor | None) -> Tensor:
-    """Token embeddings ``[B, L, D]`` with ``features`` in the place of the image tokens."""
+def embed(model: Any, ids: Tensor, features: Sequence[Tensor]) -> Tensor:
+    """Token embeddings ``[B, L, D]`` with ``features`` in the place of the image tokens, for `get_decoder` alone.
+
+    Raises:
+        UserError: a model whose decoder needs more than embeddings and counted positions.
+    """
+    kind = model.config.model_type
+    if hasattr(model.base_model, "rope_deltas") or kind in ("gemma3", "paligemma"):
+        raise UserError(
+            f"several questions about one picture in one row, as distillation lays them, do not fit '{kind}': "
+            "it places pictures in several dimensions, or lets their tokens look ahead"
+        )
     embeds: Tensor = model.get_input_embeddings()(ids)
-    if features is None or len(features) == 0:
+    if len(features) == 0:
         return embeds
     flat = torch.cat(list(features)).to(embeds.dtype)
     return embeds.masked_scatter(placeholders(model, ids)[..., None], flat)
 
 
-def biased_mask(
-    model: Any, ids: Tensor, mask: Tensor, key_bias: Sequence[Tensor] | Tensor, dtype: torch.dtype
-) -> Tensor:
-    """The causal mask ``[B, 1, L, L]`` with a bias on the columns of image tokens, as attention layers add it."""
-    bias = torch.cat(list(key_bias)).to(dtype)
-    columns = torch.zeros(ids.shape, dtype=dtype, device=ids.device).masked_scatter(placeholders(model, ids), bias)
-    allowed = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
-    allowed = allowed & mask.bool()[:, None, None]
-    return torch.where(allowed, columns[:, None, None], torch.finfo(dtype).min)
+def _visual(
+    model: Any, ids: Tensor, features: Sequence[Tensor] | Tensor, deepstack: Sequence[Sequence[Tensor]]
+) -> dict[str, Visual]:
+    """The features as the model's own tower would have given them, images first."""
+    rows, found = list(features), dict[str, Visual]()
+    start, counts = 0, [len(x) for x in rows]
+    for kind in KINDS:
+        wanted, end = int(placeholders(model, ids, kind).sum()), start
+        while end < len(rows) and sum(counts[start:end]) < wanted:
+            end += 1
+        if end > start:
+            levels = [list(level[start:end]) for level in deepstack]
+            found[kind] = Visual.of(rows[start:end], levels)
+        start = end
+    return found
+
+
+@contextmanager
+def _bias(model: Any, ids: Tensor, key_bias: Sequence[Tensor] | Tensor | None) -> Iterator[None]:
+    """While it lasts, every layer adds a bias to the columns of visual tokens, on top of its own mask."""
+    if key_bias is None:
+        yield
+        return
+    bias = torch.cat(list(key_bias))
+    columns = torch.zeros(ids.shape, dtype=bias.dtype, device=ids.device)
+    columns = columns.masked_scatter(placeholders(model, ids), bias)[:, None, None]
+
+    def add(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        mask, low = kwargs.get("attention_mask"), torch.finfo(args[0].dtype).min
+        if mask is None:  # causal, without padding
+            mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
+        elif mask.ndim == 2:
+            raise UserError("the training gate needs masks that can be added to; load the backbone with sdpa or eager")
+        shown = columns.to(args[0].dtype)
+        mask = torch.where(mask, shown, low) if mask.dtype == torch.bool else (mask + shown).clamp(min=low)
+        return args, kwargs | {"attention_mask": mask}
+
+    handles = [x.register_forward_pre_hook(add, with_kwargs=True) for x in model.get_decoder().layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

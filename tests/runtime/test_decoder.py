@@ -1,8 +1,13 @@
 """The training path computes what the model computes, and what the gathered stream computes."""
 
+import pytest
 import torch
+from families import FAMILIES, VIDEO_FAMILIES, build
 
-from lit_reduce.runtime import compact, encode, run_decoder
+from lit_reduce.errors import UserError
+from lit_reduce.reducer import create
+from lit_reduce.runtime import attach, compact, encode, run_decoder
+from lit_reduce.runtime.decoder import embed
 
 HIDDEN = torch.finfo(torch.float32).min
 
@@ -10,6 +15,61 @@ HIDDEN = torch.finfo(torch.float32).min
 def test_full_prompt_equals_forward(tiny, batch):
     encoded = encode(tiny.model, batch)
     assert torch.allclose(run_decoder(tiny.model, batch, encoded.features), tiny.model(**batch).logits, atol=1e-5)
+
+
+EAGER = ["qwen3_vl", "gemma3", "paligemma"]  # one of each kind of mask
+
+
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [(name, "sdpa") for name in [*FAMILIES, *VIDEO_FAMILIES]] + [(name, "eager") for name in EAGER],
+)
+@torch.no_grad()
+def test_every_family_full_short_and_gated(family, attention):
+    """Full prompt: the plain model; short prompt: the attached one; gates at their ends: the short prompt again."""
+    tiny = build(family, attention)
+    if family == "gemma3":  # its window counts what the model reads, which a gate does not shorten
+        for layer in tiny.model.get_decoder().layers:
+            layer.self_attn.sliding_window = layer.self_attn.sliding_window and 512
+        tiny.model.config.text_config.sliding_window = 512
+    encoded, reducer = encode(tiny.model, tiny.inputs), create("random")
+    whole = run_decoder(tiny.model, tiny.inputs, encoded.features, deepstack=encoded.deepstack)
+    real = tiny.inputs["attention_mask"].bool()
+    assert float((whole - tiny.model(**tiny.inputs).logits)[real].abs().max()) < 1e-4
+    short, logical = compact(tiny.model, tiny.inputs, encoded, reducer, 0.4)
+    hard = run_decoder(tiny.model, short)
+    with attach(tiny.model, reducer, keep=0.4):
+        expected = tiny.model(**tiny.inputs).logits
+    index = logical.order[..., None].expand_as(hard)
+    assert float((expected.gather(1, index) - hard)[logical.valid].abs().max()) < 1e-4
+    bias = [
+        torch.full((n,), HIDDEN).index_fill(0, a, 0.0) for n, a in zip(encoded.counts, logical.anchors, strict=True)
+    ]
+    soft = run_decoder(tiny.model, tiny.inputs, encoded.features, bias, deepstack=encoded.deepstack)
+    assert float((soft.gather(1, index) - hard)[logical.valid].abs().max()) < 1e-4
+    assert float((soft - whole)[logical.selected].abs().max()) > 0.1
+    at = torch.zeros_like(real)
+    at[0, -2:] = True
+    some = run_decoder(tiny.model, tiny.inputs, encoded.features, at=at, deepstack=encoded.deepstack)
+    assert torch.allclose(some, whole[at], atol=1e-5)
+
+
+def test_gradients_reach_deepstack_and_videos():
+    for family in ("qwen3_vl", "qwen2_5_vl_video"):
+        tiny = build(family)
+        encoded = encode(tiny.model, tiny.inputs)
+        features = [x.clone().requires_grad_() for x in encoded.features]
+        levels = [[x.clone().requires_grad_() for x in level] for level in encoded.deepstack]
+        run_decoder(tiny.model, tiny.inputs, features, deepstack=levels)[:, -1].square().sum().backward()
+        for x in [*features, *(x for level in levels for x in level)]:
+            assert float(x.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma"])
+def test_bare_embeddings_are_refused_where_they_are_not_enough(family):
+    tiny = build(family)
+    with pytest.raises(UserError, match=family):
+        embed(tiny.model, tiny.inputs["input_ids"], encode(tiny.model, tiny.inputs).features)
 
 
 def test_text_only(tiny):

@@ -280,7 +280,7 @@ def test_training_with_checkpointing(family):
 
 
 def forget_rows_of_positions(monkeypatch):
-    monkeypatch.setattr(compacting, "_positions", lambda model, inputs, mask: compacting.prompt_positions(mask))
+    monkeypatch.setattr(compacting, "positions_of", lambda model, inputs, mask: compacting.prompt_positions(mask))
 
 
 def show_padding(monkeypatch):
