@@ -35,6 +35,8 @@ class Family:
         entry: The module, by its path in the base model, whose first input is what the tower found.
         tokens: Visual tokens of one image at the processor's size; 0 where that depends on the image.
         tokenwise: Whether the projector takes each token by itself, so that a shorter sequence passes it as well.
+        looks_ahead: Whether tokens of an image (or of the whole prompt) see those behind them, so that a prompt must be
+            read at once.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Family:
     entry: str = "multi_modal_projector"
     tokens: Callable[[Any], int] = lambda _: 0
     tokenwise: bool = False
+    looks_ahead: bool = False
 
     def kinds(self, inputs: Inputs) -> list[str]:
         """Which of ``image`` and ``video`` these inputs hold.
@@ -95,8 +98,10 @@ _TABLE = (
     Family("smolvlm", {"image": Tiles("scale_factor", "overview")}, entry="connector"),
     # InternVL's projector gets shuffled features; the norm before it (an identity in most models) gets the tower's.
     Family("internvl", {"image": Tiles("downsample_ratio", "touching")}, entry="vision_tower.layernorm"),
-    Family("paligemma", {"image": Plain()}, tokens=_square, tokenwise=True),
-    Family("gemma3", {"image": Tiles("mm_tokens_per_image")}, tokens=lambda c: int(c.mm_tokens_per_image)),
+    Family("paligemma", {"image": Plain()}, tokens=_square, tokenwise=True, looks_ahead=True),
+    Family(
+        "gemma3", {"image": Tiles("mm_tokens_per_image")}, tokens=lambda c: int(c.mm_tokens_per_image), looks_ahead=True
+    ),
     Family("mistral3", {"image": AnySize(merge=2)}),
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _TABLE}

@@ -165,6 +165,22 @@ def positions_of(model: Any, inputs: Mapping[str, Any], mask: Tensor) -> Tensor:
     return places
 
 
+def positions_behind(model: Any, counted: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Positions ``[4, B, F]`` of tokens behind a cache, new pictures among them.
+
+    Args:
+        model: Of a family with rows of positions for frames, rows and columns.
+        counted: ``[4, B, F]``, positions as if all of them were text.
+        inputs: Their ids, mask and pictures.
+    """
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    kinds = sum(placeholders(model, ids, kind).long() * number for number, kind in enumerate(KINDS, 1))
+    sizes = {name: x for name, x in inputs.items() if name.endswith(("_grid_thw", "_grid_ts"))}
+    from_zero, _ = model.base_model.get_rope_index(ids, mm_token_type_ids=kinds, attention_mask=mask, **sizes)
+    first = counted.masked_fill(mask == 0, torch.iinfo(counted.dtype).max).amin(-1, keepdim=True)
+    return torch.cat([counted[:1], (first[1:] + from_zero).masked_fill(mask == 0, 0)])
+
+
 def _left_padded(selected: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the selected tokens in their order, padded on the left, and which entries are real."""
     length = int(selected.sum(1).max())

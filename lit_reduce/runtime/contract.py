@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_reduce.errors import UserError
-from lit_reduce.runtime.compact import Logical
+from lit_reduce.runtime.compact import Logical, positions_behind
 from lit_reduce.runtime.encode import encoder_keys, placeholders
 from lit_reduce.runtime.turns import History, cached_length, history_of, joined, plain_history, tail_of
 
@@ -113,14 +113,21 @@ def _short_prompt(self: "Attachment", prompt: dict[str, Any], cache: Any) -> tup
     if cached == 0:
         short, logical = self.shorten(prompt)
         return short, _history(self, ids, mask, short, logical)
-    history = history_of(cache) or plain_history(ids, mask, cached)
+    history = history_of(cache) or plain_history(ids, mask, cached, getattr(self.model.base_model, "rope_deltas", None))
     tail = tail_of(history, cached, ids, mask)
     done = tail.generated.shape[1]
     short = {"input_ids": tail.fresh, "attention_mask": tail.mask[:, done:], "position_ids": tail.positions[..., done:]}
     positions, seen = short["position_ids"], short["attention_mask"]
     if self.family.kinds(prompt) and bool(placeholders(self.model, tail.fresh).any()):
+        if self.family.looks_ahead:
+            raise UserError(
+                f"a new image cannot follow a cache of '{self.family.name}', whose images are read in both directions; "
+                "pass the whole conversation with all its images and no cache"
+            )
         pictures = {name: prompt[name] for name in {TIMES, *encoder_keys(self.model)} & prompt.keys()}
-        short, _ = self.shorten(short | pictures)
+        if positions.ndim == 3:
+            positions = positions_behind(self.model, positions, short | pictures)
+        short, _ = self.shorten(short | pictures | {"position_ids": positions})
         if self.positions == "renumber":
             before = history.next + tail.mask[:, :done].sum(1, keepdim=True)
             short["position_ids"] = positions = short["position_ids"] + before
@@ -159,12 +166,17 @@ def _refuse_modes(self: "Attachment", config: Any, kwargs: dict[str, Any]) -> No
     """Ways of generating that cannot give what the plain model would, told before anything runs.
 
     Raises:
-        UserError: one of them is asked for beside a reducer inside the language model.
+        UserError: one of them is asked for, and cannot be right.
     """
 
     def asked(name: str) -> Any:
         return kwargs.get(name, getattr(config, name, None))
 
+    if asked("prefill_chunk_size") and self.family.looks_ahead:
+        raise UserError(
+            f"tokens of '{self.family.name}' see some that come behind them, and chunks of the prompt hide these; "
+            "leave out prefill_chunk_size"
+        )
     if self.inside is None:
         return
     if asked("prefill_chunk_size"):

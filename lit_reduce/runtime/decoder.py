@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_reduce.backbones.families import family_of
 from lit_reduce.errors import UserError
 from lit_reduce.runtime.compact import positions_of
 from lit_reduce.runtime.encode import KINDS, placeholders
@@ -68,10 +69,10 @@ def embed(model: Any, ids: Tensor, features: Sequence[Tensor]) -> Tensor:
     Raises:
         UserError: a model whose decoder needs more than embeddings and counted positions.
     """
-    kind = model.config.model_type
-    if hasattr(model.base_model, "rope_deltas") or kind in ("gemma3", "paligemma"):
+    if hasattr(model.base_model, "rope_deltas") or family_of(model.config).looks_ahead:
         raise UserError(
-            f"several questions about one picture in one row, as distillation lays them, do not fit '{kind}': "
+            "several questions about one picture in one row, as distillation lays them, do not fit "
+            f"'{model.config.model_type}': "
             "it places pictures in several dimensions, or lets their tokens look ahead"
         )
     embeds: Tensor = model.get_input_embeddings()(ids)

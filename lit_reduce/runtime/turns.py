@@ -37,7 +37,9 @@ class History:
     @classmethod
     def after(cls, given: Tensor, short: dict[str, Any], positions: Tensor, mask: Tensor) -> "History":
         """The history that a prompt leaves: its short form, and the positions and mask that follow-ups continue."""
-        following = positions.masked_fill(mask == 0, -1).amax(-1, keepdim=True) + 1
+        # Behind the last token, which need not have the highest position: frames of a video may count further.
+        last = (torch.arange(mask.shape[1], device=mask.device) * (mask != 0)).argmax(1, keepdim=True)
+        following = positions.gather(-1, last.expand(*positions.shape[:-1], 1)) + 1
         return cls(given, short["input_ids"], short["attention_mask"].long(), short["position_ids"], following)
 
     def repeat(self, times: int) -> "History":
@@ -71,11 +73,22 @@ def history_of(cache: Any) -> History | None:
     return found
 
 
-def plain_history(input_ids: Tensor, mask: Tensor, cached: int) -> History:
-    """The history of a cache from which nothing was dropped."""
+def plain_history(input_ids: Tensor, mask: Tensor, cached: int, deltas: Tensor | None = None) -> History:
+    """The history of a cache from which nothing was dropped.
+
+    Args:
+        input_ids: ``[B, L']``, the caller's.
+        mask: ``[B, L']``.
+        cached: Tokens in the cache.
+        deltas: ``[B, 1]``, by how much a model with several rows of positions counts less (or more) than tokens, as it
+            noted when it read the cached ones.
+    """
     ids, seen = input_ids[:, :cached], mask[:, :cached].long()
-    positions = (seen.cumsum(1) - 1).clamp(min=0)
-    return History(ids, ids, seen, positions, seen.sum(1, keepdim=True))
+    positions, following = (seen.cumsum(1) - 1).clamp(min=0), seen.sum(1, keepdim=True)
+    if deltas is not None and len(deltas) == len(ids):  # the text's row, and three of frames, rows and columns
+        following = torch.stack([following, *[following + deltas.to(following)] * 3])
+        positions = positions.expand(4, -1, -1)  # those of what is cached are never read again
+    return History(ids, ids, seen, positions, following)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,12 @@ import copy
 
 import pytest
 import torch
+from families import VIDEO, build, one
 
 from lit_reduce.errors import UserError
+from lit_reduce.reducer import Reducer
 from lit_reduce.runtime import attach
+from lit_reduce.tokens import Reduction
 
 TOLERANCE = 1e-4
 MORE = torch.tensor([[11, 12, 13], [14, 15, 16]])
@@ -141,3 +144,109 @@ def test_what_does_not_continue_the_cache_is_refused(tiny, batch, uneven, helper
         cache.crop(5 - cache.get_seq_length())
         with pytest.raises(UserError, match="cropped"):
             tiny.model.generate(**follow(ids, batch["attention_mask"]), past_key_values=cache, **helpers.greedy)
+
+
+FOLLOW = {
+    "max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_logits": True,
+    "suppress_tokens": [100, 101],
+}  # fmt: skip
+
+
+def visual(inputs):
+    return {name: x for name, x in inputs.items() if name.startswith(("pixel", "image_", "video_", "second"))}
+
+
+def kinds(tiny, ids):
+    return {
+        name: (ids == tiny.token).long() * (2 if tiny.token == VIDEO else 1)
+        for name in tiny.inputs
+        if name.endswith("token_type_ids")
+    }
+
+
+def converse(tiny, first, picture, everything, tail):
+    """A turn, a turn with a new picture and one of text on the cache, against the same read anew."""
+    model = tiny.model
+    with attach(model, "random", keep=0.4):
+        start = model.generate(**first, **FOLLOW)
+        mask = torch.nn.functional.pad(first["attention_mask"], (0, FOLLOW["max_new_tokens"]), value=1)
+        ids = torch.cat([start.sequences, tail], 1)
+        turn = {"input_ids": ids, "attention_mask": torch.cat([mask, torch.ones_like(tail)], 1)}
+        second = model.generate(**turn, **kinds(tiny, ids), **picture, past_key_values=start.past_key_values, **FOLLOW)
+        ids = torch.cat([second.sequences, MORE[: len(tail)]], 1)
+        mask = torch.nn.functional.pad(turn["attention_mask"], (0, ids.shape[1] - turn["input_ids"].shape[1]), value=1)
+        final = {"input_ids": ids, "attention_mask": mask}
+        third = model.generate(**final, past_key_values=second.past_key_values, **FOLLOW)
+        return [
+            (mine, model.generate(**asked, **kinds(tiny, asked["input_ids"]), **everything, **FOLLOW))
+            for mine, asked in ((second, turn), (third, final))
+        ]
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen2_5_vl_video", "qwen3_vl", "smolvlm", "mistral3"])
+def test_a_new_picture_of_any_family(family):
+    """In rows of positions that go on where the text stands; equals the conversation read anew."""
+    tiny = build(family)
+    first, other = one(tiny, 0), one(tiny, 1)
+    along = 1 if family == "smolvlm" else 0  # one row of images for each prompt
+    joined = {name: torch.cat([x, visual(other)[name]], along) for name, x in visual(first).items()}
+    for mine, anew in converse(tiny, first, visual(other), joined, other["input_ids"]):
+        assert max(float((a - b).abs().max()) for a, b in zip(mine.logits, anew.logits, strict=True)) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_new_picture_for_each_of_a_padded_batch(family):
+    tiny = build(family)
+    thw, flat = tiny.inputs["image_grid_thw"], tiny.inputs["pixel_values"]
+    pixels = flat.split(thw.prod(1).tolist())
+
+    def chosen(images):
+        return {"pixel_values": torch.cat([pixels[i] for i in images]), "image_grid_thw": thw[images]}
+
+    tail = torch.cat([torch.full((2, 8), tiny.token), torch.tensor([[7, 8], [9, 10]])], 1)  # the image of 8 x 4 patches
+    pairs = converse(tiny, tiny.inputs, chosen([2, 2]), chosen([0, 1, 2, 2, 2]), tail)
+    for mine, anew in pairs:
+        assert max(float((a - b).abs().max()) for a, b in zip(mine.logits, anew.logits, strict=True)) < TOLERANCE
+
+
+def test_a_new_picture_behind_one_that_was_read_whole():
+    """The first call was the plain model's; equals both pictures through a reducer that leaves the first one alone."""
+    tiny = build("qwen2_5_vl")
+    first, other = one(tiny, 0), one(tiny, 1)
+    start = tiny.model.generate(**first, **FOLLOW)
+    ids = torch.cat([start.sequences, other["input_ids"]], 1)
+    turn = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    both = {name: torch.cat([x, visual(other)[name]]) for name, x in visual(first).items()}
+    with attach(tiny.model, SomeOf(8), keep=3):
+        second = tiny.model.generate(**turn, **visual(other), past_key_values=start.past_key_values, **FOLLOW)
+    tiny.model.base_model.rope_deltas = None
+    with attach(tiny.model, SomeOf(8), keep=3):
+        anew = tiny.model.generate(**turn, **kinds(tiny, ids), **both, **FOLLOW)
+    assert second.past_key_values.get_seq_length() == anew.past_key_values.get_seq_length() < ids.shape[1]
+    assert max(float((a - b).abs().max()) for a, b in zip(second.logits, anew.logits, strict=True)) < TOLERANCE
+
+
+class SomeOf(Reducer):
+    """Drops tokens of pictures that have so many, and of no others."""
+
+    name = "some_of"
+
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+
+    def reduce(self, tokens, keep):
+        return Reduction(torch.arange(keep if tokens.count == self.count else tokens.count)[None])
+
+
+@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
+def test_families_that_look_ahead_refuse_a_new_picture_and_chunks(family):
+    tiny = build(family)
+    first, other = one(tiny, 0), one(tiny, 1)
+    with attach(tiny.model, "random", keep=4):
+        start = tiny.model.generate(**first, **FOLLOW)
+        ids = torch.cat([start.sequences, other["input_ids"]], 1)
+        with pytest.raises(UserError, match="new image cannot follow"):
+            tiny.model.generate(ids, **visual(other), past_key_values=start.past_key_values, **FOLLOW)
+        with pytest.raises(UserError, match="prefill_chunk_size"):
+            tiny.model.generate(**tiny.inputs, prefill_chunk_size=8, **FOLLOW)
