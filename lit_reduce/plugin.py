@@ -19,7 +19,7 @@ from lit_reduce import hub
 from lit_reduce.card import model_card
 from lit_reduce.errors import UserError
 from lit_reduce.files import PathLike, atomic_folder
-from lit_reduce.reducer import Reducer, find
+from lit_reduce.reducer import Reducer, create, find
 from lit_reduce.version import __version__
 
 CONFIG, WEIGHTS, CARD = "reducer_config.json", "reducer.safetensors", "README.md"
@@ -168,6 +168,19 @@ def push_to_hub(
         raise UserError(f"{folder} is not a folder; save the plug-in first, then push that folder")
     _, config = load_plugin(folder)
     return hub.upload(folder, repo_id, FILES, private, revision, message or f"Upload {config.reducer} plug-in")
+
+
+def create_for(backbone: BackboneId, name: str, options: Mapping[str, Any]) -> Reducer:
+    """A fresh reducer; widths that its options leave open are the backbone's.
+
+    Raises:
+        UserError: an unknown name or option.
+    """
+    fields = find(name).config_class.__dataclass_fields__
+    chosen = dict(options)
+    for key in {"hidden_size", "vision_hidden_size"} & set(fields):
+        chosen[key] = chosen.get(key) or getattr(backbone, key)
+    return create(name, **chosen)
 
 
 def read_config(folder: PathLike) -> PluginConfig:

@@ -18,6 +18,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 
 KINDS = ("select", "resample", "register", "skip", "recall", "policy")
 SITES = ("encoder", "projector", "decoder", "cache")
+GUIDED = ("", "scores", "tokens")
 ENTRY_POINTS = "lit_reduce.reducers"
 
 
@@ -66,6 +67,7 @@ class Reducer(nn.Module):
         signals: The inputs that it needs beside the features, see `VisualTokens.signals`. An instance may change kind,
             site and signals, where they follow from its settings.
         trained: Whether it has weights that distillation trains.
+        guided: What the teacher's attention can teach before its answers do: one of `GUIDED`, "" for nothing.
         paper: The source, for lists and model cards.
         config_class: The dataclass of its settings.
     """
@@ -75,6 +77,7 @@ class Reducer(nn.Module):
     site: str = "projector"
     signals: frozenset[str] = frozenset()
     trained: ClassVar[bool] = False
+    guided: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     config_class: ClassVar[type[ReducerConfig]] = ReducerConfig
 
@@ -118,6 +121,8 @@ class Reducer(nn.Module):
 class ScoringReducer(Reducer):
     """A reducer that gives each token a score and keeps the best; it writes only `score`."""
 
+    guided = "scores"
+
     def score(self, tokens: VisualTokens) -> Tensor:
         """Scores ``[B, N]``, higher is kept."""
         raise NotImplementedError(f"{type(self).__name__} must define score")
@@ -144,6 +149,8 @@ def register(cls: _R) -> _R:
         raise ValueError(f"{cls.__qualname__}.name must be lower-case letters, digits and _, not {name!r}")
     if cls.kind not in KINDS or cls.site not in SITES:
         raise ValueError(f"{name}: kind must be one of {KINDS} and site one of {SITES}, not {cls.kind}, {cls.site}")
+    if cls.guided not in GUIDED:
+        raise ValueError(f"{name}: guided must be one of {GUIDED}, not {cls.guided!r}")
     if not dataclasses.is_dataclass(cls.config_class):
         raise ValueError(f"{name}: config_class must be a dataclass")
     taken = _REGISTER.get(name)

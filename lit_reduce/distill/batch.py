@@ -1,13 +1,13 @@
 """One step's questions in the form that reducers and the decoder take."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_reduce.distill.teacher import Outputs
+from lit_reduce.distill.teacher import SIGNAL, Outputs
 from lit_reduce.runtime.encode import IGNORE, Encoded, prompt_text
 
 
@@ -25,6 +25,7 @@ class Batch:
         top: [A, k] the teacher's log-probabilities at the A answer tokens, row by row.
         top_ids: [A, k].
         step: Of training, from which budgets are drawn.
+        signals: What the vision tower says beside its features, by name, one entry for each question.
     """
 
     features: Tensor
@@ -36,11 +37,12 @@ class Batch:
     top: Tensor
     top_ids: Tensor
     step: int = 0
+    signals: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """Moves every tensor."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        return replace(self, **moved, signals={name: x.to(device) for name, x in self.signals.items()})
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -53,7 +55,8 @@ class Batch:
             text, text_mask = prompt_text(model, self.inputs)
         count = len(self.features)
         features = list(self.features.to(text.dtype))
-        return Encoded(features, [self.grid] * count, list(range(count)), {}, text, text_mask)
+        signals = {name: list(x.to(text.dtype)) for name, x in self.signals.items()}
+        return Encoded(features, [self.grid] * count, list(range(count)), signals, text, text_mask)
 
 
 def make_batch(picked: Sequence[tuple[Outputs, Sequence[int]]], step: int = 0, pad: int = 0) -> Batch:
@@ -65,6 +68,7 @@ def make_batch(picked: Sequence[tuple[Outputs, Sequence[int]]], step: int = 0, p
         pad: Id of padding.
     """
     ids, labels, rows = [], [], dict[str, list[Tensor]](features=[], guide=[], top=[], top_ids=[])
+    told = {name: list[Tensor]() for name in picked[0][0] if name.startswith(SIGNAL)}
     for outputs, turns in picked:
         lengths = outputs["lengths"]
         starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.sum(1).cumsum(0)])
@@ -77,6 +81,8 @@ def make_batch(picked: Sequence[tuple[Outputs, Sequence[int]]], step: int = 0, p
             ids.append(row)
             labels.append(label)
             rows["features"].append(outputs["features"])
+            for name, values in told.items():
+                values.append(outputs[name])
             rows["guide"].append(outputs["guide"][t].float())
             rows["top"].append(outputs["top"][answers[t] : answers[t + 1]].float())
             rows["top_ids"].append(outputs["top_ids"][answers[t] : answers[t + 1]].long())
@@ -94,4 +100,5 @@ def make_batch(picked: Sequence[tuple[Outputs, Sequence[int]]], step: int = 0, p
         torch.cat(rows["top"]),
         torch.cat(rows["top_ids"]),
         step,
+        {name.removeprefix(SIGNAL): torch.stack(values).float() for name, values in told.items()},
     )

@@ -23,6 +23,28 @@ def hinge(scores: Tensor, guide: Tensor, k: int, margin: float = 1.0) -> Tensor:
     return ((raised - (scores * best).sum(-1)) / k).mean()
 
 
+def reading(made: Tensor, features: Tensor, assignment: Tensor, guide: Tensor) -> Tensor:
+    """How far new tokens lie from what the teacher's attention reads of the tokens that went into each; our design.
+
+    The target of token k is the mean of its members, weighted by the guide; its squared distance counts by the guide's
+    mass in k. In units of the features' mean square.
+
+    Args:
+        made: ``[B, K, D]``.
+        features: ``[B, N, D]`` before reduction.
+        assignment: ``[B, N]``, which of the K tokens each one went into; -1 for none, which counts nowhere.
+        guide: ``[B, N]``, each row summing to 1.
+    """
+    weight = guide.float() * (assignment >= 0)
+    owner = assignment.clamp_min(0)
+    mass = torch.zeros_like(made[..., 0], dtype=torch.float32).scatter_add(1, owner, weight)
+    share = weight / mass.gather(1, owner).clamp_min(1e-12)
+    index = owner[..., None].expand_as(features)
+    target = torch.zeros_like(made, dtype=torch.float32).scatter_add(1, index, share[..., None] * features.float())
+    gap = (made.float() - target).square().mean(-1)
+    return ((mass * gap).sum(-1) / features.float().square().mean((1, 2)).clamp_min(1e-12)).mean()
+
+
 def answer_kl(logits: Tensor, top: Tensor, top_ids: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) of each answer token ``[A]``.
 

@@ -11,17 +11,18 @@ from torchmetrics import MeanMetric
 
 from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.data import budget_of
-from lit_reduce.distill.losses import answer_kl, hinge, listwise, row_mean
+from lit_reduce.distill.lessons import LESSONS
+from lit_reduce.distill.losses import answer_kl, row_mean
 from lit_reduce.distill.settings import TrainSettings
-from lit_reduce.distill.student import hard_logits, score, soft_logits
-from lit_reduce.reducer import Reducer, ScoringReducer
+from lit_reduce.distill.student import hard_logits
+from lit_reduce.reducer import Reducer
 
 
 class Distiller(LightningModule):
-    """Two stages (CoViPAL): the teacher's attention guides the scores, then its answers train them through a gate.
+    """Two stages: the teacher's attention guides the reducer, then the teacher's answers do; see `lessons`.
 
     Only the reducer is a part of this module, so checkpoints hold it alone and gradients reach nothing else. A reducer
-    that has no scores skips stage 1 and learns from the answers directly.
+    that attention cannot guide skips stage 1 and learns from the answers directly.
     """
 
     def __init__(self, model: Any, reducer: Reducer, settings: TrainSettings) -> None:
@@ -44,26 +45,18 @@ class Distiller(LightningModule):
         """All losses of a batch; ``loss`` is their weighted sum, the rest is for the log."""
         s, weights = self.settings, self.settings.loss
         keep = min(budget_of(batch.step, s.seed, s.budgets), batch.features.shape[1])
-        scores = score(self.held[0], self.reducer, batch) if isinstance(self.reducer, ScoringReducer) else None
-        out: dict[str, Tensor] = {}
-        rank = torch.zeros((), device=batch.features.device)
-        if scores is not None:
-            out["rank"], out["hinge"] = listwise(scores, batch.guide), hinge(scores, batch.guide, keep)
-            rank = out["rank"] + weights.hinge * out["hinge"]
-            if batch.step < s.guide_steps:
-                return {"loss": rank, **out}
-        candidates = math.ceil(s.candidates * keep)
-        logits, labels, rows = (
-            hard_logits(self.held[0], self.reducer, batch, keep)
-            if scores is None
-            else soft_logits(self.held[0], batch, scores, keep, s.tau, candidates)
-        )
-        count = len(batch.ids)
+        lesson = LESSONS[self.reducer.guided](self.held[0], self.reducer, batch, keep, s)
+        first = batch.step < s.guide_steps
+        out = lesson.guidance() if first or lesson.lasts else {}
+        if first and out:
+            return out
+        logits, labels, rows = lesson.answers()
+        guided, count = out.pop("loss", torch.zeros(())), len(batch.ids)
         out["kl"] = row_mean(answer_kl(logits, batch.top, batch.top_ids, weights.temperature), rows, count)
         out["ce"] = row_mean(F.cross_entropy(logits.float(), labels, reduction="none"), rows, count)
         progress = (batch.step - s.guide_steps) / max(1, s.steps - s.guide_steps)
         share = weights.rank_first + (weights.rank_last - weights.rank_first) * min(1.0, max(0.0, progress))
-        return {"loss": weights.kl * out["kl"] + weights.ce * out["ce"] + share * rank, **out}
+        return {"loss": weights.kl * out["kl"] + weights.ce * out["ce"] + share * guided, **out}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; logs every loss."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_reduce.distill.batch import Batch
 from lit_reduce.ops.gates import exact_budget, key_bias
 from lit_reduce.reducer import Reducer, ScoringReducer
+from lit_reduce.runtime.call import call
 from lit_reduce.runtime.compact import compact
 from lit_reduce.runtime.decoder import run_decoder
 from lit_reduce.runtime.encode import IGNORE
@@ -20,6 +21,11 @@ def score(model: Any, reducer: ScoringReducer, batch: Batch) -> Tensor:
     """The reducer's scores ``[B, N]`` of a batch, with gradient."""
     encoded = batch.encoded(model)
     return reducer.score(encoded.tokens(list(range(len(batch.ids))), reducer.signals))
+
+
+def reduce(model: Any, reducer: Reducer, batch: Batch, keep: int) -> Reduction:
+    """The reduction of every picture of a batch, with gradient."""
+    return call(reducer, batch.encoded(model).tokens(list(range(len(batch.ids))), reducer.signals), keep)
 
 
 def hard_logits(model: Any, reducer: Reducer, batch: Batch, keep: int) -> tuple[Tensor, Tensor, Tensor]:

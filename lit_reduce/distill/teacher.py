@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lit_reduce.runtime.encode import placeholders
 from lit_reduce.runtime.taps import Tap
 
 TOP = 64  # log-probabilities stored for each answer token; the rest of the vocabulary is one bucket
+SIGNAL = "signal "  # before the name of a signal among the outputs
 Outputs = dict[str, Tensor]
 
 
@@ -30,7 +32,14 @@ class Teacher:
     with the picture, so that a picture with sixteen questions costs little more than one with one.
     """
 
-    def __init__(self, backbone: Backbone, layers: list[int], rows: str = "text", cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        layers: list[int],
+        rows: str = "text",
+        cache: Path | None = None,
+        signals: Iterable[str] = (),
+    ) -> None:
         """Prepare a teacher.
 
         Args:
@@ -38,9 +47,10 @@ class Teacher:
             layers: Decoder layers whose text-to-image attention guides stage 1 (CoViPAL; which layers is our reading).
             rows: Whose attention counts: "text" (all tokens after the picture) or "answer".
             cache: Folder of the outputs, or None to compute them at every call.
+            signals: Of the vision tower, which the reducer asks for.
         """
-        self.backbone, self.layers, self.rows = backbone, layers, rows
-        facts = json.dumps([backbone.identity.hash, layers, rows, TOP, 1])
+        self.backbone, self.layers, self.rows, self.signals = backbone, layers, rows, sorted(signals)
+        facts = json.dumps([backbone.identity.hash, layers, rows, TOP, 1, *self.signals])
         self.cache = cache / hashlib.sha256(facts.encode()).hexdigest()[:16] if cache else None
 
     def outputs(self, group: Group) -> Outputs:
@@ -49,7 +59,7 @@ class Teacher:
         Returns:
             features [N, D]; grid [3]; prefix [P] (ids up to the picture's end); and for its n turns of S tokens in all:
             suffix [S], lengths [n, 2] (question and answer tokens), guide [n, N] (attention, sums to 1), top [A, 64]
-            log-probabilities and their vocabulary ids top_ids [A, 64] for the A answer tokens.
+            log-probabilities and their vocabulary ids top_ids [A, 64] for the A answer tokens; and each signal.
         """
         if self.cache is None:
             return self._compute(group)
@@ -71,7 +81,7 @@ class Teacher:
         model, tokenizer = backbone.model, backbone.processor.tokenizer
         picture = group.open()
         first = backbone.prepare([picture], [group.turns[0][0]])
-        encoded = encode(model, first, (), backbone.family)
+        encoded = encode(model, first, self.signals, backbone.family)
         features = encoded.features[0]
         prefix, questions = self._split(first, [prompt for prompt, _ in group.turns], picture)
         answers = [
@@ -90,6 +100,7 @@ class Teacher:
             "suffix": suffix.int(), "lengths": lengths, "guide": guide.half(),
             "top": values.half(), "top_ids": ids.int(),
         }  # fmt: skip
+        out |= {SIGNAL + name: encoded.signals[name][0].half() for name in self.signals}
         return {name: x.cpu() for name, x in out.items()}
 
     def _split(self, first: dict[str, Any], prompts: list[str], picture: Any) -> tuple[Tensor, list[list[int]]]:

@@ -27,8 +27,9 @@ from lit_reduce.evaluate.plan import Plan
 from lit_reduce.evaluate.report import markdown, summary, write_report
 from lit_reduce.evaluate.suite import ALL_TOKENS, Results, evaluate
 from lit_reduce.files import check_writable
-from lit_reduce.plugin import FORMAT_VERSION, PluginConfig, save_plugin
+from lit_reduce.plugin import FORMAT_VERSION, PluginConfig, create_for, save_plugin
 from lit_reduce.reducer import Reducer, create, find
+from lit_reduce.runtime.rows import from_tower
 from lit_reduce.version import __version__
 
 PLUGIN = "plugin"
@@ -55,7 +56,8 @@ def train(chosen: TrainSettings) -> None:
     reducer = fresh_reducer(chosen, backbone)
     groups, val_groups = training_groups(chosen)
     files.save(chosen, output / "settings.yaml")
-    teacher = Teacher(backbone, guide_layers(chosen, backbone), chosen.guide_rows, _cache(chosen))
+    layers = guide_layers(chosen, backbone)
+    teacher = Teacher(backbone, layers, chosen.guide_rows, _cache(chosen), from_tower(reducer))
     data = DistillData(
         teacher, groups, val_groups, pictures=chosen.pictures, turns=chosen.turns, steps=chosen.steps, seed=chosen.seed
     )
@@ -108,12 +110,8 @@ def check(chosen: TrainSettings) -> None:
 
 
 def fresh_reducer(chosen: TrainSettings, backbone: Backbone) -> Reducer:
-    """Makes the reducer; a width that the settings leave open is the backbone's."""
-    options = dict(chosen.reducer.options)
-    fields = find(chosen.reducer.name).config_class.__dataclass_fields__
-    if "hidden_size" in fields and not options.get("hidden_size"):
-        options["hidden_size"] = backbone.identity.hidden_size
-    return create(chosen.reducer.name, **options)
+    """Makes the reducer, as wide as the backbone."""
+    return create_for(backbone.identity, chosen.reducer.name, chosen.reducer.options)
 
 
 def training_groups(chosen: TrainSettings) -> tuple[list[Group], list[Group]]:

@@ -23,8 +23,8 @@ from lit_reduce.evaluate.resources import ModuleFlops, peak_bytes
 from lit_reduce.evaluate.stopwatch import CLOCKS, Phases, Stopwatch
 from lit_reduce.evaluate.workload import pictures_given, workload
 from lit_reduce.files import check_writable, write_atomic
-from lit_reduce.plugin import check_backbone
-from lit_reduce.reducer import Reducer, available, create
+from lit_reduce.plugin import check_backbone, create_for
+from lit_reduce.reducer import Reducer, available
 from lit_reduce.runtime import attach
 from lit_reduce.settings import BackboneSettings, ReducerSettings
 from lit_reduce.tokens import Budget
@@ -97,11 +97,8 @@ def named_plan(chosen: ReducerSettings, backbone: Backbone) -> Plan:
     cls = available()[chosen.name]
     if not cls.trained:
         return find_plan(chosen, 1.0)
-    options = dict(chosen.options)
-    if "hidden_size" in cls.config_class.__dataclass_fields__ and not options.get("hidden_size"):
-        options["hidden_size"] = backbone.identity.hidden_size
     torch.manual_seed(0)
-    return Plan(create(chosen.name, **options).eval())
+    return Plan(create_for(backbone.identity, chosen.name, chosen.options).eval())
 
 
 @torch.inference_mode()

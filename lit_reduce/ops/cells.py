@@ -27,6 +27,23 @@ def cells(grid: tuple[int, int, int], count: int, k: int) -> tuple[Tensor, Tenso
     return torch.tensor(anchors), torch.tensor(owner)
 
 
+def members(owner: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The tokens of each of ``k`` cells, none of them empty.
+
+    Args:
+        owner: ``[N]``, the cell of each token.
+        k: Cells.
+
+    Returns:
+        Indices ``[k, M]``, ascending in each cell, M being the largest cell's count, and which of them are real.
+    """
+    sizes = owner.bincount(minlength=k)[:, None]
+    slots = torch.arange(int(sizes.max()), device=owner.device)
+    real = slots < sizes
+    first = sizes.cumsum(0) - sizes
+    return owner.argsort(stable=True)[(first + slots).where(real, first)], real
+
+
 def lattice(grid: tuple[int, int, int], count: int, k: int) -> list[tuple[range, tuple[int, int], tuple[int, int]]]:
     """The same cells without rounding to whole tokens: the points of an even ``k``-fold resampling.
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_reduce.distill.losses import answer_kl, hinge, listwise, row_mean
+from lit_reduce.distill.losses import answer_kl, hinge, listwise, reading, row_mean
 
 
 def rows(batch: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -48,6 +48,25 @@ def test_hinge_is_zero_once_the_guides_best_lead_by_the_margin() -> None:
     lead = torch.zeros_like(guide).scatter(1, guide.topk(2, dim=1).indices, 1.01)
     assert float(hinge(lead, guide, 2)) == 0
     assert float(hinge(lead * 0.9, guide, 2)) > 0
+
+
+def test_reading_equals_a_loop_and_is_zero_at_what_is_read() -> None:
+    _, guide = rows(3, 7)
+    generator = torch.Generator().manual_seed(1)
+    x, made = torch.randn(3, 7, 4, generator=generator) * 3, torch.randn(3, 3, 4, generator=generator)
+    owner = torch.tensor([[0, 0, 1, 1, 1, 2, 2], [2, 2, 2, 2, 1, 1, 0], [0, 1, 2, -1, -1, 2, 1]])
+    total, read = 0.0, made.double().clone()
+    for b in range(3):
+        scale = float(x[b].double().square().mean())
+        for k in range(3):
+            inside = [n for n in range(7) if owner[b, n] == k]
+            mass = sum(float(guide[b, n]) for n in inside)
+            read[b, k] = sum(float(guide[b, n]) * x[b, n].double() for n in inside) / mass
+            total += mass * float((made[b, k].double() - read[b, k]).square().mean()) / scale / 3
+    assert float(reading(made, x, owner, guide)) == pytest.approx(total, rel=1e-5)
+    assert float(reading(read.float(), x, owner, guide)) < 1e-12
+    nothing = torch.zeros_like(guide).scatter(1, owner.eq(0).float().argmax(1, keepdim=True), 1)
+    assert reading(made, x, owner, nothing).isfinite()  # regions that nobody looks at
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

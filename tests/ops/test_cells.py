@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_reduce.ops.cells import cells
+from lit_reduce.ops.cells import cells, members
 
 
 @st.composite
@@ -23,6 +23,16 @@ def test_exactly_k_cells_cover_every_token_once(cut):
     assert anchors == sorted(set(anchors))
     assert set(owner) == set(range(k))
     assert [owner[anchor] for anchor in anchors] == list(range(k)), "a cell's centre must lie in the cell"
+
+
+@given(cuts())
+def test_members_of_a_cell_are_the_tokens_that_it_owns(cut):
+    _, owner = cells(*cut)
+    inside, real = members(owner, cut[2])
+    assert inside.shape == (cut[2], int(owner.bincount().max()))
+    for cell in range(cut[2]):
+        assert inside[cell][real[cell]].tolist() == (owner == cell).nonzero()[:, 0].tolist()
+        assert set(inside[cell].tolist()) == set(inside[cell][real[cell]].tolist()), "padding must repeat a member"
 
 
 @given(st.integers(2, 12), st.integers(2, 12), st.data())

@@ -1,4 +1,4 @@
-"""What every reducer without weights promises, whatever its method: a new one is tested by being registered."""
+"""What every reducer promises, whatever its method: one without weights is tested by being registered."""
 
 import dataclasses
 import itertools
@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lit_reduce.errors import UserError
-from lit_reduce.reducer import KINDS, SITES, available, create
+from lit_reduce.reducer import KINDS, SITES, Reducer, available, create
+from lit_reduce.runtime.call import call
 from lit_reduce.tokens import VisualTokens
 
 FREE = [name for name, cls in available().items() if not cls.trained and cls.__module__.startswith("lit_reduce.")]
@@ -33,10 +34,23 @@ VARIANTS = [
 # Methods whose count follows from the picture: at most K stay.
 COUNTED = [("prumerge", {"adaptive": True}), ("prumerge_plus", {"adaptive": True}), ("hired", {"parity": "official"})]
 HALVING = ("tome", "turbo")  # one call merges pairs, so at least half of the tokens stay
-ALL = [(name, {}) for name in FREE] + VARIANTS + COUNTED
+# With weights, which stand here as they are before training, but none of them zero.
+SIZES = {"hidden_size": 6, "vision_hidden_size": 8, "width": 12, "heads": 3}
+TRAINED = [("packer", SIZES), ("packer", {**SIZES, "text": True, "levels": [0.5]})]
+ALL = [(name, {}) for name in FREE] + VARIANTS + COUNTED + TRAINED
 GRIDS = [(1, 4, 6), (5, 3, 3), (2, 3, 4)]
 
 each = pytest.mark.parametrize(("name", "options"), ALL, ids=lambda x: str(x) if x else "")
+
+
+def build(name: str, options: dict) -> Reducer:
+    """The reducer; what a fresh one leaves at zero would hide what it does."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        reducer = create(name, **options).eval().requires_grad_(False)
+        for weight in reducer.parameters():
+            weight.normal_(0, 0.5)
+    return reducer
 
 
 def within(name: str, keep: int, tokens: VisualTokens) -> int:
@@ -48,7 +62,7 @@ def within(name: str, keep: int, tokens: VisualTokens) -> int:
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("keep", [1, 2, 7, 17, 23])
 def test_exactly_k_tokens_stay_in_raster_order(name, options, grid, keep, made):
-    reducer = create(name, **options)
+    reducer = build(name, options)
     tokens = made(reducer, grid=grid)
     keep = within(name, keep, tokens)
     reduction = reducer(tokens, keep)
@@ -70,15 +84,15 @@ def test_exactly_k_tokens_stay_in_raster_order(name, options, grid, keep, made):
 @each
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_batch_equals_its_samples_one_by_one(name, options, dtype, made):
-    reducer = create(name, **options)
+    reducer = build(name, options)
     for grid in GRIDS:
         tokens = made(reducer, grid=grid, dtype=dtype, batch=4)
-        together = reducer(tokens, within(name, 7, tokens))
+        together = call(reducer, tokens, within(name, 7, tokens))  # weights keep their own precision
         torch.manual_seed(123)  # the global random stream must not matter
         for sample in range(4):
             signals = {key: x[sample : sample + 1] for key, x in tokens.signals.items()}
             alone = VisualTokens(tokens.features[sample : sample + 1], grid, signals)
-            single = reducer(alone, within(name, 7, tokens))
+            single = call(reducer, alone, within(name, 7, tokens))
             assert torch.equal(single.anchors[0], together.anchors[sample])
             for field in ("features", "valid", "assignment", "size"):
                 one, many = getattr(single, field), getattr(together, field)
@@ -89,7 +103,7 @@ def test_a_batch_equals_its_samples_one_by_one(name, options, dtype, made):
 
 @each
 def test_longer_padding_of_a_prompt_changes_nothing(name, options, made):
-    reducer = create(name, **options)
+    reducer = build(name, options)
     tokens = made(reducer)
     if "text_mask" not in tokens.signals:
         pytest.skip("reads no prompt")
@@ -104,7 +118,7 @@ def test_longer_padding_of_a_prompt_changes_nothing(name, options, made):
 
 @each
 def test_keeping_all_is_the_identity(name, options, made):
-    reducer = create(name, **options)
+    reducer = build(name, options)
     tokens = made(reducer)
     reduction = reducer(tokens, 24)
     assert reduction.features is None
@@ -114,7 +128,7 @@ def test_keeping_all_is_the_identity(name, options, made):
 
 @each
 def test_calls_repeat_and_leave_inputs_and_the_callers_random_stream_alone(name, options, made):
-    reducer = create(name, **options)
+    reducer = build(name, options)
     tokens = made(reducer)
     before = {key: x.clone() for key, x in tokens.signals.items()} | {"features": tokens.features.clone()}
     first = reducer(tokens, within(name, 6, tokens))
@@ -132,7 +146,7 @@ def test_calls_repeat_and_leave_inputs_and_the_callers_random_stream_alone(name,
 @each
 def test_equal_tokens_are_chosen_alike_in_every_image(name, options, made):
     """With nothing to tell tokens apart rounding must not decide: the same places, each one once, for all images."""
-    reducer = create(name, **options)
+    reducer = build(name, options)
     tokens = made(reducer)
     same = {key: x[:1, :1].expand_as(x) if x.ndim > 1 else x for key, x in tokens.signals.items()}
     same = {
@@ -148,7 +162,7 @@ def test_equal_tokens_are_chosen_alike_in_every_image(name, options, made):
 
 @each
 def test_assignment_and_sizes_agree_with_the_anchors(name, options, made):
-    reducer = create(name, **options)
+    reducer = build(name, options)
     for grid in GRIDS:
         tokens = made(reducer, grid=grid)
         keep = within(name, 7, tokens)
@@ -167,7 +181,7 @@ def test_assignment_and_sizes_agree_with_the_anchors(name, options, made):
 
 @each
 def test_newline_tokens_do_no_harm(name, options, made):
-    reducer = create(name, **options)
+    reducer = build(name, options)
     tokens = made(reducer, extra=4)
     keep = within(name, 9, tokens)
     assert reducer(tokens, keep).anchors.shape == (3, keep)
@@ -189,7 +203,7 @@ def test_the_card_of_the_class_is_complete(name):
 
 @each
 def test_a_missing_signal_is_named(name, options, made):
-    reducer = create(name, **options)
+    reducer = build(name, options)
     tokens = made(reducer)
     for signal in reducer.signals:
         rest = {key: x for key, x in tokens.signals.items() if key != signal}

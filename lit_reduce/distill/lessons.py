@@ -1,0 +1,73 @@
+"""What one batch teaches a reducer, by what the reducer says that it can be guided in (`Reducer.guided`)."""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from lit_reduce.distill.batch import Batch
+from lit_reduce.distill.losses import hinge, listwise, reading
+from lit_reduce.distill.settings import TrainSettings
+from lit_reduce.distill.student import hard_logits, reduce, score, soft_logits
+
+Answers = tuple[Tensor, Tensor, Tensor]  # logits, labels and rows, see `hard_logits`
+
+
+class Lesson:
+    """The teacher's answers alone, through the new tokens; the reducer is called as inference calls it.
+
+    Attributes:
+        lasts: Whether the guidance of stage 1 goes on beside the answers, with a weight that falls.
+    """
+
+    lasts = False
+
+    def __init__(self, model: Any, reducer: Any, batch: Batch, keep: int, settings: TrainSettings) -> None:
+        self.model, self.reducer, self.batch, self.settings = model, reducer, batch, settings
+        self.keep = min(keep, batch.features.shape[1] - 1)  # all tokens, untouched, teach nothing
+
+    def guidance(self) -> dict[str, Tensor]:
+        """The loss against the teacher's attention under ``loss``, with its parts; empty for no stage 1."""
+        return {}
+
+    def answers(self) -> Answers:
+        """The student's answers, with a gradient into the reducer."""
+        return hard_logits(self.model, self.reducer, self.batch, self.keep)
+
+
+class TokenLesson(Lesson):
+    """New tokens: a warm-up, in which each becomes what the teacher's attention reads of its region; then answers."""
+
+    def guidance(self) -> dict[str, Tensor]:
+        """How far the new tokens lie from what is read."""
+        reduction = reduce(self.model, self.reducer, self.batch, self.keep)
+        if reduction.features is None or reduction.assignment is None:
+            raise ValueError(f"{self.reducer.name} says guided='tokens', so it must return features and assignment")
+        loss = reading(reduction.features, self.batch.features, reduction.assignment, self.batch.guide)
+        return {"loss": loss, "reading": loss}
+
+
+class ScoreLesson(Lesson):
+    """Scores (CoViPAL): they follow the teacher's attention, then its answers too, through an exact-budget gate."""
+
+    lasts = True
+
+    def __init__(self, model: Any, reducer: Any, batch: Batch, keep: int, settings: TrainSettings) -> None:
+        super().__init__(model, reducer, batch, keep, settings)
+        self.keep, self.scores = keep, score(model, reducer, batch)
+
+    def guidance(self) -> dict[str, Tensor]:
+        """The ranking loss."""
+        found = {
+            "rank": listwise(self.scores, self.batch.guide),
+            "hinge": hinge(self.scores, self.batch.guide, self.keep),
+        }
+        return {"loss": found["rank"] + self.settings.loss.hinge * found["hinge"], **found}
+
+    def answers(self) -> Answers:
+        """Of the hard choice, with the gradient of the gate."""
+        candidates = math.ceil(self.settings.candidates * self.keep)
+        return soft_logits(self.model, self.batch, self.scores, self.keep, self.settings.tau, candidates)
+
+
+LESSONS = {"": Lesson, "tokens": TokenLesson, "scores": ScoreLesson}

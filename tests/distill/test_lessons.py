@@ -1,0 +1,119 @@
+"""What a batch teaches: scores, new tokens, or answers alone; and what the teacher must tell for it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_reduce.backbones import Backbone
+from lit_reduce.data.groups import Group
+from lit_reduce.distill.batch import Batch, make_batch
+from lit_reduce.distill.lessons import LESSONS
+from lit_reduce.distill.module import Distiller
+from lit_reduce.distill.student import hard_logits, reduce
+from lit_reduce.distill.teacher import Teacher
+from lit_reduce.distill.train import fit
+from lit_reduce.reducer import GUIDED, Reducer, create
+from lit_reduce.runtime.encode import encode
+from lit_reduce.runtime.rows import from_tower
+
+LEVELS = {"levels": [1, -1], "text": True}
+
+
+def make_packer(**options: Any) -> Reducer:
+    torch.manual_seed(1)
+    return create("packer", hidden_size=32, vision_hidden_size=24, width=16, heads=2, **options)
+
+
+def test_every_word_has_a_lesson() -> None:
+    assert set(LESSONS) == set(GUIDED)
+
+
+def test_the_teacher_tells_what_the_reducer_asks_of_the_tower(
+    tiny: Backbone, groups: list[Group], tmp_path: Path
+) -> None:
+    packer = make_packer(**LEVELS)
+    teacher = Teacher(tiny, [2], cache=tmp_path, signals=from_tower(packer))
+    assert teacher.cache != Teacher(tiny, [2], cache=tmp_path).cache, "outputs without signals would be taken for these"
+    batch = make_batch([(teacher.outputs(groups[0]), [0, 1]), (teacher.outputs(groups[1]), [2])]).to(
+        torch.device("cpu")
+    )
+    assert set(batch.signals) == {"encoder@1", "encoder@-1"}
+    for row, group in enumerate((groups[0], groups[0], groups[1])):
+        inputs = tiny.prepare([group.open()], ["what ?"])
+        straight = encode(tiny.model, inputs, packer.signals)
+        for name, given in batch.signals.items():
+            torch.testing.assert_close(given[row], straight.signals[name][0], atol=5e-3, rtol=1e-2)  # half precision
+    again = make_batch([(teacher.outputs(groups[0]), [0, 1])])  # from the cache
+    assert all(torch.equal(again.signals[name], x[:2]) for name, x in batch.signals.items())
+    made = reduce(tiny.model, packer, batch, 5)
+    assert made.features is not None
+    assert torch.equal(made.features, create("pool")(batch.encoded(tiny.model).tokens([0, 1, 2], ()), 5).features)
+
+
+def test_a_new_token_starts_as_its_region_and_warms_up_towards_what_is_read_of_it(
+    tiny: Backbone, batch: Batch, make: Any, tmp_path: Path
+) -> None:
+    packer = make_packer(text=True)
+    chosen = make.settings(tmp_path, budgets=[6, 6], guide_steps=40, steps=60)
+    module = Distiller(tiny.model, packer, chosen)
+    optimizer, seen = torch.optim.Adam(packer.parameters(), lr=3e-3), []
+    for _ in range(30):
+        losses = module.losses(batch)
+        assert set(losses) == {"loss", "reading"}
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        seen.append(float(losses["loss"].detach()))
+    assert seen[-1] < 0.7 * seen[0]
+    batch.step = 40
+    assert set(module.losses(batch)) == {"loss", "kl", "ce"}  # the warm-up is over for good
+
+
+def test_without_a_warm_up_answers_alone_teach(tiny: Backbone, batch: Batch, make: Any, tmp_path: Path) -> None:
+    packer = make_packer()
+    chosen = make.settings(tmp_path, budgets=[6, 6], guide_steps=0)
+    losses = Distiller(tiny.model, packer, chosen).losses(batch)
+    torch.testing.assert_close(losses["loss"], losses["kl"] + 0.5 * losses["ce"])
+    losses["loss"].backward()
+    assert packer.leave[-1].weight.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in tiny.model.parameters())
+
+
+def test_a_budget_of_all_tokens_still_teaches(tiny: Backbone, batch: Batch, make: Any, tmp_path: Path) -> None:
+    """All tokens pass untouched, so nothing could be learned of them, and the backward pass would fail."""
+    for steps in (0, 1):
+        packer = make_packer()
+        chosen = make.settings(tmp_path, budgets=[36, 36], guide_steps=steps)
+        Distiller(tiny.model, packer, chosen).losses(batch)["loss"].backward()
+        assert packer.leave[-1].weight.grad.abs().sum() > 0
+
+
+def test_training_moves_every_weight_and_brings_the_answers_nearer(
+    tiny: Backbone, groups: list[Group], make: Any, tmp_path: Path
+) -> None:
+    packer = make_packer(**LEVELS)
+    start = {name: x.clone() for name, x in packer.state_dict().items()}
+    teacher = Teacher(tiny, [2, 3], signals=from_tower(packer))
+    chosen = make.settings(tmp_path, guide_steps=3, steps=12, budgets=[6, 6], val_every=12)
+    data = make.data(teacher, groups, chosen)
+    batch = data.batch(0)
+    with torch.no_grad():
+        before = -hard_logits(tiny.model, packer, batch, 6)[0].log_softmax(-1).gather(1, batch.top_ids[:, :1]).mean()
+    trainer, average = fit(chosen, tiny.model, packer, data, tmp_path)
+    assert trainer.global_step == 12
+    assert {name for name, x in packer.state_dict().items() if not torch.equal(x, start[name])} == set(start)
+    assert set(average.average) == set(start)
+    with torch.no_grad():
+        after = -hard_logits(tiny.model, packer, batch, 6)[0].log_softmax(-1).gather(1, batch.top_ids[:, :1]).mean()
+    assert after < before
+
+
+def test_a_reducer_that_promises_tokens_must_make_them(
+    tiny: Backbone, batch: Batch, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = create("grid")
+    monkeypatch.setattr(type(grid), "guided", "tokens")
+    with pytest.raises(ValueError, match="grid says guided='tokens'"):
+        Distiller(tiny.model, grid, make.settings(Path("unused"))).losses(batch)
