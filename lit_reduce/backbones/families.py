@@ -71,6 +71,13 @@ class Family:
         packed = isinstance(self.layouts[kind], Plain) and inputs.get("image_sizes") is not None
         return AnySize() if packed else self.layouts[kind]
 
+    def row(self, model: Any) -> AnySize | Units | None:
+        """The layout of a tower that packs all images into one row; None where images or tiles are a batch."""
+        layout = self.layouts["image"]
+        if isinstance(layout, Plain) and "pixtral" in type(model.get_encoder("image")).__name__.lower():
+            layout = AnySize()
+        return layout if isinstance(layout, AnySize | Units) else None
+
     def projector(self, model: Any) -> nn.Module:
         """The module whose first input is what the tower found."""
         module: nn.Module = model.base_model.get_submodule(self.entry)

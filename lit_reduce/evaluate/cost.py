@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lit_reduce.backbones.families import family_of
 from lit_reduce.backbones.towers import ATTENTION, MLP, part, tower_of
 from lit_reduce.reducer import Reducer
 
@@ -88,7 +89,8 @@ def price(
     visual = int((ids[0] == model.config.image_token_id).sum())
     counts = layer_counts(decoder_depth(model), visual, reducer, keep, "decoder")
     if reducer is not None and reducer.site in ("projector", "encoder"):
-        entering = arrived if arrived is not None else keep if keep is not None else visual
+        short = reducer.site == "projector" or stays_short(model)
+        entering = arrived if arrived is not None else keep if keep is not None and short else visual
         counts = [entering] * len(counts)
     prompt = [length - visual + count for count in counts]
     cached = prompt
@@ -157,7 +159,8 @@ def encoder_flops(
 ) -> tuple[int, int]:
     """FLOPs of the tower and of the projector for the pictures of a batch.
 
-    What lies between tower and language model costs its matrices once for each visual token. Where a model projects
+    What lies between tower and language model costs its matrices once for each visual token. A reducer inside the tower
+    is taken to thin out windows (Qwen2.5-VL) alike. Where a model projects
     patches that it then leaves out (LLaVA-NeXT, LLaVA-OneVision) or has side outlets of the tower (Qwen3-VL), the
     projector's figure is a lower bound.
     """
@@ -165,20 +168,32 @@ def encoder_flops(
         return 0, 0
     tower, whole = tower_of(model), model.get_encoder("image")
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    each = visual // len(inputs["input_ids"])
-    counts = layer_counts(len(tower.blocks), each, reducer, keep, "encoder")
+    segments = [tower_segments(model, inputs, index, tower.prefix) for index in range(len(tower.blocks))]
+    # Budgets count the patches of an image or tile; in a tower that packs its images, visual tokens.
+    packed = family_of(model.config).row(model) is not None
+    each = visual // len(inputs["input_ids"]) if packed else segments[0][0] - tower.prefix
+    counts = layer_counts(tower.depth, each, reducer, keep, "encoder")
+    behind = counts[-1] if stays_short(model) else each  # what the blocks get that feed nothing
+    counts += [behind] * (len(segments) - len(counts))
     late = getattr(reducer, "point", "before") == "attention"
     arriving = [each, *counts[:-1]] if late else counts  # such a reducer leaves this block's attention alone
-    segments = [tower_segments(model, inputs, index, tower.prefix) for index in range(len(counts))]
+    arriving[tower.depth :] = counts[tower.depth :]
     flops = sum(_conv_flops(x, inputs, segments[0], tower.prefix) for x in whole.modules() if isinstance(x, CONV))
     blocks = _blocks(tower.blocks, _width(tower.blocks[0]))
     for block, lengths, before, after in zip(blocks, segments, arriving, counts, strict=True):
         seen = [tower.prefix + (n - tower.prefix) * before / each for n in lengths]
         left = sum(tower.prefix + (n - tower.prefix) * after / each for n in lengths)
         flops += block.flops(round(sum(seen)), round(sum(n * n for n in seen)), round(left))
+    projected = visual * behind // each
     inside = [x for name, x in whole.named_modules() if name == "merger"]
     outside = [x for name, x in model.base_model.named_children() if "project" in name or "connector" in name]
-    return flops, 2 * visual * sum(map(_weights, [*inside, *outside]))
+    return flops, 2 * projected * sum(map(_weights, [*inside, *outside]))
+
+
+def stays_short(model: Any) -> bool:
+    """Whether what a reducer inside the tower drops is gone for good, and does not come back before the projector."""
+    family = family_of(model.config)
+    return family.tokenwise and family.row(model) is None
 
 
 def tower_segments(model: Any, inputs: Mapping[str, Tensor], block: int, prefix: int = 0) -> list[int]:

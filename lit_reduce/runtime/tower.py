@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lit_reduce.backbones.families import Family
-from lit_reduce.backbones.layouts import AnySize, Units
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.call import call, now
@@ -193,9 +192,5 @@ def install(model: Any, family: Family, reducer: Reducer, keep: Budget) -> Withi
     Raises:
         UserError: a tower, a point, a reducer or a signal that cannot be served.
     """
-    layout = family.layouts["image"]
-    if "pixtral" in type(model.get_encoder("image")).__name__.lower() and not isinstance(layout, AnySize):
-        layout = AnySize()
-    if isinstance(layout, AnySize | Units):
-        return InRow(model, layout, reducer, keep)
-    return InTower(model, family, reducer, keep)
+    row = family.row(model)
+    return InTower(model, family, reducer, keep) if row is None else InRow(model, row, reducer, keep)

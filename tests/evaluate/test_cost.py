@@ -5,9 +5,12 @@ import torch
 from families import FAMILIES, build, one
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_reduce.backbones import shapes
+from lit_reduce.backbones import family_of, shapes
 from lit_reduce.evaluate import cost
-from lit_reduce.reducer import Reducer
+from lit_reduce.evaluate.resources import ModuleFlops
+from lit_reduce.reducer import Reducer, create
+from lit_reduce.runtime import attach
+from lit_reduce.tokens import Reduction
 
 PICTURES = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask")
 EXACT_TOWERS = ("llava", "qwen2_vl", "qwen2_5_vl", "smolvlm", "idefics3", "internvl", "paligemma", "mistral3")
@@ -107,6 +110,52 @@ def test_a_dropping_decoder_saves_in_the_layers_behind_and_an_evictor_only_later
     assert evicted.kv_bytes == cost.kv_bytes(model, [42, 24, 42, 15, 42])
 
 
+class Spread(Reducer):
+    """Keeps every few tokens at two blocks, without arithmetic that torch would count."""
+
+    name, kind, site = "spread", "select", "encoder"
+
+    def stages(self, depth, tokens, keep):
+        return {0: (tokens + keep) // 2, depth - 1: keep}
+
+    def reduce(self, tokens, keep):
+        return Reduction((torch.arange(keep) * tokens.count // keep).expand(len(tokens.features), -1))
+
+
+@pytest.mark.parametrize("point", ["before", "attention"])
+@pytest.mark.parametrize("name", ["llava", "paligemma", "smolvlm", "internvl", "qwen2_vl", "mistral3"])
+def test_a_reduced_tower_costs_what_torch_counts(name, point):
+    """One picture; short for good (LLaVA, PaliGemma), restored, and packed."""
+    tiny = build(name)
+    model, inputs = tiny.model, one(tiny, 1)
+    seen = {k: v for k, v in inputs.items() if k in PICTURES}
+    reducer = Spread()
+    reducer.point = point
+    row = family_of(model.config).row(model)
+    keep = 4 if row is not None else 16  # visual tokens of a packed tower, patches of others
+    whole = sum(cost.encoder_flops(model, inputs))
+    with attach(model, reducer, keep=keep):
+        flops, _ = counted(lambda: model.base_model.get_image_features(**seen))
+    priced = sum(cost.encoder_flops(model, inputs, reducer, keep))
+    assert priced == pytest.approx(flops, rel=CLOSE)
+    assert priced < 0.9 * whole
+
+
+@pytest.mark.parametrize("name", ["tome", "evit"])
+def test_tome_and_evit_cost_what_torch_counts_beside_their_own_work(name):
+    model = build("llava").model
+    inputs = shapes.example(model, 1, 36, 6)
+    reducer = create(name)
+    priced = cost.price(model, inputs, reducer, 11)
+    with attach(model, reducer, keep=11), ModuleFlops(reducer) as own:
+        flops, _ = counted(lambda: model(**inputs, logits_to_keep=1))
+    reading = 3 * 37 * 4 * 24 if name == "evit" else 0  # at most: CLS's row in three blocks, which the tap computes
+    assert own.total < flops
+    assert priced.first_token + own.total <= flops <= (priced.first_token + own.total + reading) * (1 + CLOSE)
+    assert cost.price(model, inputs, reducer, 11).tower < 0.8 * cost.price(model, inputs).tower
+    assert cost.price(model, inputs, reducer, 11).projector * 36 == cost.price(model, inputs).projector * 11
+
+
 def test_an_encoder_reducer_cheapens_the_tower_from_its_block_on():
     """LLaVA's tower of four blocks, one CLS token and 36 patches; by hand from the widths of its config."""
     model = build("llava").model
@@ -118,10 +167,11 @@ def test_an_encoder_reducer_cheapens_the_tower_from_its_block_on():
         return 2 * attention * (before + 1) + 4 * 24 * (before + 1) ** 2 + 2 * mlp * (after + 1)
 
     reducer = halving("encoder")
-    expected = patches + block(36, 36) + block(18, 18) * 2 + block(9, 9)
+    reducer.stages = lambda depth, tokens, keep: {1: tokens // 2, depth - 1: keep}  # the last block feeds nothing
+    expected = patches + block(36, 36) + block(18, 18) + block(9, 9) * 2
     assert cost.encoder_flops(model, inputs, reducer, 9)[0] == expected
     reducer.point = "attention"
-    expected = patches + block(36, 36) + block(36, 18) + block(18, 18) + block(18, 9)
+    expected = patches + block(36, 36) + block(36, 18) + block(18, 9) + block(9, 9)
     assert cost.encoder_flops(model, inputs, reducer, 9)[0] == expected
     assert cost.price(model, inputs, reducer, 9, arrived=36).prefill == cost.price(model, inputs).prefill
     assert cost.price(model, inputs, reducer, 9, arrived=9).prefill == cost.prefill_flops(model, [15] * 5)
