@@ -3,9 +3,11 @@
 import copy
 import hashlib
 import inspect
+from contextlib import suppress
 
 import pytest
 import torch
+from families import build
 
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import PluginConfig, save_plugin
@@ -169,6 +171,52 @@ def test_detach_restores_the_model(tiny, batch, helpers):
     assert (type(model), _state(model), set(vars(model)), _hooks(model)) == (kind, before, attributes, hooks)
     assert all(a is getattr(m, "config", None) for a, m in zip(configs, model.modules(), strict=True))
     assert "generate" not in vars(model)
+
+
+SITES = {
+    "projector": ("qwen3_vl", ["random"], 4),
+    "encoder": ("llava", ["tome"], 12),
+    "encoder, given back": ("smolvlm", ["evit"], 16),
+    "encoder, packed": ("qwen3_vl", ["evit"], 4),
+    "decoder": ("qwen3_vl", ["pyramiddrop"], 4),
+    "cache": ("gemma3", ["lookm"], 3),
+    "all": ("llava", ["evit", "random", "pyramiddrop", "lookm"], [20, 9, 5, 3]),
+}
+
+
+def everything(model):
+    """All that a model consists of: types, attributes, hooks and their order, weights, settings."""
+
+    def mark(x):
+        return [(key, id(value)) for key, value in x.items()] if isinstance(x, dict) else id(x)
+
+    parts = [
+        (type(m), {name: mark(x) for name, x in vars(m).items() if name != "rope_deltas"}) for m in model.modules()
+    ]  # transformers leaves rope_deltas behind itself
+    return parts, _state(model), model.config.to_json_string(), model.generation_config.to_json_string()
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("fails", [False, True], ids=["used", "failed"])
+def test_every_site_is_restored_byte_for_byte(site, fails):
+    family, names, keep = SITES[site]
+    tiny = build(family)
+    plain = tiny.model.generate(**tiny.inputs, max_new_tokens=2, return_dict_in_generate=True, output_logits=True)
+    before = everything(tiny.model)
+    head = tiny.model.get_output_embeddings()
+    with suppress(RuntimeError), attach(tiny.model, names, keep=keep):
+        assert everything(tiny.model)[0] != before[0]
+        if fails:
+            handle = head.register_forward_pre_hook(lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                tiny.model.generate(**tiny.inputs, max_new_tokens=2)
+            handle.remove()
+            raise RuntimeError
+        tiny.model.generate(**tiny.inputs, max_new_tokens=2)
+        tiny.model(**tiny.inputs)
+    assert everything(tiny.model) == before
+    again = tiny.model.generate(**tiny.inputs, max_new_tokens=2, return_dict_in_generate=True, output_logits=True)
+    assert all(torch.equal(a, b) for a, b in zip(again.logits, plain.logits, strict=True))
 
 
 def test_methods_that_others_put_on_the_model_come_back(tiny, batch, uneven, helpers):

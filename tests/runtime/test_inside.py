@@ -94,9 +94,14 @@ def budgets(reducers: dict[str, Reducer]) -> tuple[list[Reducer], list[int]]:
     return list(reducers.values()), [KEEP if len(reducers) == 1 or site == "decoder" else 3 for site in reducers]
 
 
-@pytest.mark.parametrize(("family", "name"), ROWS, ids=["-".join(row) for row in ROWS])
-def test_dropping_equals_hiding(family, name):
-    tiny, reducers = build(family), REDUCERS[name]()
+EAGER = [("llava", "both"), ("qwen2_5_vl", "lookm"), ("qwen3_vl", "mixing"), ("gemma3", "all_rows")]
+EAGER += [("paligemma", "skipping"), ("mistral3", "fastv")]  # the reduced model's own kernel as well
+CASES = [(*row, "sdpa") for row in ROWS] + [(*row, "eager") for row in EAGER]
+
+
+@pytest.mark.parametrize(("family", "name", "kernel"), CASES, ids=["-".join(case) for case in CASES])
+def test_dropping_equals_hiding(family, name, kernel):
+    tiny, reducers = build(family, kernel), REDUCERS[name]()
     inputs = tiny.inputs
     plain = tiny.model.generate(**inputs, **GREEDY)
     with attach(tiny.model, list(reducers.values()), keep=KEEP) as attached:
