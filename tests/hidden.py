@@ -1,7 +1,8 @@
-"""The plain model that cannot see what a reducer inside the language model drops: the reference of its tests.
+"""The plain model that cannot see what a reducer drops: the reference of the runtime's tests.
 
-Eager attention, nothing removed, one image at a time, whole attention maps: everything that the runtime avoids. Masks
-hide dropped tokens from their layer on; merged ones are written over; tokens that skip a layer are put back after it.
+`hide` is for reducers before the language model: one mask over the prompt. `Hidden` is for those inside it: eager
+attention, nothing removed, one image at a time, whole attention maps: everything that the runtime avoids. Masks hide
+dropped tokens from their layer on; merged ones are written over; tokens that skip a layer are put back after it.
 """
 
 from functools import partial
@@ -11,7 +12,40 @@ import torch
 from torch import Tensor
 
 from lit_reduce.reducer import Reducer
+from lit_reduce.runtime import encode
 from lit_reduce.tokens import Budget, Reduction, VisualTokens
+
+
+@torch.no_grad()
+def hide(tiny: Any, inputs: dict[str, Any], reducer: Reducer, keep: float) -> dict[str, Any]:
+    """The full prompt, in which the mask hides what the reducer drops of each picture; positions as ever."""
+    model, ids, mask = tiny.model, inputs["input_ids"], inputs["attention_mask"]
+    kind = "image" if tiny.token == model.config.image_token_id else "video"
+    encoded = encode(model, inputs, reducer.signals)
+    stays, new = [], []
+    for i, x in enumerate(encoded.features):
+        out = reducer(encoded.tokens([i], reducer.signals), max(1, int(keep * len(x) + 0.5)))
+        real = out.anchors[0] if out.valid is None else out.anchors[0][out.valid[0]]
+        rows = x[real] if out.features is None else out.features[0][: len(real)]
+        stays.append(torch.zeros(len(x), dtype=torch.bool).index_fill(0, real, True))
+        new.append(x.index_copy(0, real, rows.to(x.dtype)))
+    read = getattr(model.base_model, f"get_{kind}_features")
+    names = {"pixel_values", "pixel_values_videos", "image_sizes", "image_grid_thw", "video_grid_thw"}
+    plain = read(**{name: x for name, x in inputs.items() if name in names}, return_dict=True)
+    flat = torch.cat(new)
+    pooled = plain.pooler_output
+    assert torch.equal(torch.cat(encoded.features), torch.cat([x.flatten(0, -2) for x in pooled]))
+    whole = isinstance(pooled, torch.Tensor)
+    features = flat.view_as(pooled) if whole else list(flat.split([len(x) for x in pooled]))
+    plain.pooler_output = features
+    seen = mask.bool().masked_scatter(ids == tiny.token, torch.cat(stays))
+    places = model._prepare_position_ids_for_generation(ids, dict(inputs))
+    kept = {name: x for name, x in inputs.items() if name.endswith("token_type_ids")}
+    return (
+        {"input_ids": ids, "attention_mask": seen.long(), "position_ids": places}
+        | kept
+        | {"mm_encoder_outputs": {kind: plain}}
+    )
 
 
 class Hidden:

@@ -122,7 +122,8 @@ class Tiles:
 
     Attributes:
         block: Name of the setting that says how patches become tokens.
-        together: Which tiles are one picture: ``alone``, ``touching`` (placeholders without text between them), or
+        together: Which tiles are one picture: ``alone`` (crops of Gemma3's pan and scan too, for its prompts put the
+            same words between them as between images), ``touching`` (placeholders without text between them), or
             ``overview`` (up to the tile that is announced by the same token as the last one of the prompt).
     """
 

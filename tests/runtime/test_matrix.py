@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 from families import FAMILIES, IMAGE, VIDEO, VIDEO_FAMILIES, Tiny, build, one
+from hidden import hide
 
 from lit_reduce.reducer import Reducer, available, create
-from lit_reduce.runtime import attach, encode
+from lit_reduce.runtime import attach
 from lit_reduce.runtime.visual import Visual
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -64,38 +65,6 @@ def widen(model, window: int) -> None:
         layer.self_attn.sliding_window = window if layer.self_attn.sliding_window is not None else None
 
 
-@torch.no_grad()
-def hidden(tiny: Tiny, inputs: dict, reducer: Reducer, keep: float) -> dict:
-    """The full prompt, in which the mask hides what the reducer drops of each picture; positions as ever."""
-    model, ids, mask = tiny.model, inputs["input_ids"], inputs["attention_mask"]
-    kind = "video" if tiny.token == VIDEO else "image"
-    encoded = encode(model, inputs, reducer.signals)
-    stays, new = [], []
-    for i, x in enumerate(encoded.features):
-        out = reducer(encoded.tokens([i], reducer.signals), max(1, int(keep * len(x) + 0.5)))
-        real = out.anchors[0] if out.valid is None else out.anchors[0][out.valid[0]]
-        rows = x[real] if out.features is None else out.features[0][: len(real)]
-        stays.append(torch.zeros(len(x), dtype=torch.bool).index_fill(0, real, True))
-        new.append(x.index_copy(0, real, rows.to(x.dtype)))
-    read = getattr(model.base_model, f"get_{kind}_features")
-    names = {"pixel_values", "pixel_values_videos", "image_sizes", "image_grid_thw", "video_grid_thw"}
-    plain = read(**{name: x for name, x in inputs.items() if name in names}, return_dict=True)
-    flat = torch.cat(new)
-    pooled = plain.pooler_output
-    assert torch.equal(torch.cat(encoded.features), torch.cat([x.flatten(0, -2) for x in pooled]))
-    whole = isinstance(pooled, torch.Tensor)
-    features = flat.view_as(pooled) if whole else list(flat.split([len(x) for x in pooled]))
-    plain.pooler_output = features
-    seen = mask.bool().masked_scatter(ids == tiny.token, torch.cat(stays))
-    places = model._prepare_position_ids_for_generation(ids, dict(inputs))
-    kept = {name: x for name, x in inputs.items() if name.endswith("token_type_ids")}
-    return (
-        {"input_ids": ids, "attention_mask": seen.long(), "position_ids": places}
-        | kept
-        | {"mm_encoder_outputs": {kind: plain}}
-    )
-
-
 def gap(a, b) -> float:
     return max(float((x - y).abs().max()) for x, y in zip(a.logits, b.logits, strict=True))
 
@@ -125,7 +94,7 @@ def test_keeping_all_is_bit_identical(family):
 def test_dropping_equals_hiding(family, reducer):
     """In prefill, at every token that stays, and at each step after it; batch of two, unequal counts, left padding."""
     tiny, method = model_of(family), reducers()[reducer].eval()
-    reference, steps = hidden(tiny, tiny.inputs, method, KEEP), GREEDY | {"max_new_tokens": 3}
+    reference, steps = hide(tiny, tiny.inputs, method, KEEP), GREEDY | {"max_new_tokens": 3}
     prefill = tiny.model(**reference).logits
     expected = tiny.model.generate(**reference, **steps)
     with attach(tiny.model, method, keep=KEEP) as attached:
@@ -141,7 +110,7 @@ def test_dropping_equals_hiding(family, reducer):
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3"])
 def test_eager_attention(family):
     tiny = model_of(family, "eager")
-    expected = tiny.model.generate(**hidden(tiny, tiny.inputs, Uneven(), KEEP), **GREEDY)
+    expected = tiny.model.generate(**hide(tiny, tiny.inputs, Uneven(), KEEP), **GREEDY)
     with attach(tiny.model, Uneven(), keep=KEEP):
         assert gap(tiny.model.generate(**tiny.inputs, **GREEDY), expected) < TOLERANCE
 
@@ -173,7 +142,7 @@ def test_modes_of_generate(family, mode):
     """Unequal counts of every picture, in one batch, against the masked model in the same mode."""
     tiny, settings = model_of(family), GREEDY | MODES[mode]
     torch.manual_seed(1)
-    expected = tiny.model.generate(**hidden(tiny, tiny.inputs, Uneven(), KEEP), **settings)
+    expected = tiny.model.generate(**hide(tiny, tiny.inputs, Uneven(), KEEP), **settings)
     torch.manual_seed(1)
     with attach(tiny.model, Uneven(), keep=KEEP):
         out = tiny.model.generate(**tiny.inputs, **settings)
@@ -186,7 +155,7 @@ def test_prompt_lookup(family):
     tiny = model_of(family)
     single = one(tiny)
     settings = GREEDY | {"prompt_lookup_num_tokens": 2}
-    expected = tiny.model.generate(**hidden(tiny, single, Uneven(), KEEP), **GREEDY)
+    expected = tiny.model.generate(**hide(tiny, single, Uneven(), KEEP), **GREEDY)
     with attach(tiny.model, Uneven(), keep=KEEP):
         out = tiny.model.generate(**single, **settings)
     assert torch.equal(out.sequences, expected.sequences)
@@ -218,7 +187,7 @@ def test_gemma3_counts_its_window_in_the_tokens_that_are_left():
     """A shortened prompt is what the model reads, so a sliding window reaches further back than in the full prompt."""
     tiny = build("gemma3")
     method, window = reducers()["random"], 12
-    reference = hidden(tiny, tiny.inputs, method, KEEP)
+    reference = hide(tiny, tiny.inputs, method, KEEP)
     seen, kinds = reference["attention_mask"].bool(), tiny.inputs["token_type_ids"]
     length = seen.shape[1]
     block = torch.cat([torch.zeros(2, 1, dtype=torch.long), (kinds.diff(dim=1) == 1).long()], 1).cumsum(1) * kinds
@@ -245,7 +214,7 @@ def test_bfloat16():
     for family in ("llava", "qwen2_5_vl"):
         tiny = build(family)
         model, inputs = tiny.model.bfloat16(), tiny.inputs | {"pixel_values": tiny.inputs["pixel_values"].bfloat16()}
-        expected = model(**hidden(tiny, inputs, create("random"), KEEP)).logits
+        expected = model(**hide(tiny, inputs, create("random"), KEEP)).logits
         with attach(model, create("random"), keep=KEEP) as attached:
             logits = model(**inputs).logits
         assert float((logits - expected)[attached.logical.selected].abs().max()) < 0.15
@@ -271,7 +240,7 @@ def test_training_with_checkpointing(family):
             method.scale.grad = None
             loss.backward()
             losses.append((loss.item(), method.scale.grad.item()))
-    reference = hidden(tiny, tiny.inputs, method, KEEP)
+    reference = hide(tiny, tiny.inputs, method, KEEP)
     expected = tiny.model(**reference, labels=inputs["labels"], use_cache=False).loss
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0][0] == pytest.approx(float(expected), abs=1e-5)
