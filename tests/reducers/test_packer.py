@@ -223,6 +223,13 @@ def test_settings_that_cannot_work_are_refused(options, message) -> None:
         create("packer", hidden_size=WIDTH, **options)
 
 
+def test_a_tower_of_another_width_is_refused(made) -> None:
+    """Backbones that join several layers before the projector say the width of all of them."""
+    reducer = packer(levels=[1], vision_hidden_size=2 * TOWER)
+    with pytest.raises(UserError, match=f"'encoder@1' has width {TOWER}.*vision_hidden_size={TOWER}$"):
+        reducer(made(reducer), 5)
+
+
 @pytest.mark.parametrize("options", [{}, {"text": True}, {"levels": [0.5]}], ids=str)
 def test_it_is_at_most_a_twentieth_of_pocket(options) -> None:
     pocket = build_model()
