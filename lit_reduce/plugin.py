@@ -19,7 +19,7 @@ from lit_reduce import hub
 from lit_reduce.card import model_card
 from lit_reduce.errors import UserError
 from lit_reduce.files import PathLike, atomic_folder
-from lit_reduce.reducer import Reducer, create, find
+from lit_reduce.reducer import Reducer, available, create, find
 from lit_reduce.version import __version__
 
 CONFIG, WEIGHTS, CARD = "reducer_config.json", "reducer.safetensors", "README.md"
@@ -144,6 +144,43 @@ def load_plugin(
         check_backbone(config, backbone)
     state = _read_weights(folder, config)
     return _build(folder, config, state), config
+
+
+def open_reducer(
+    named: Reducer | PathLike,
+    options: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+) -> tuple[Reducer, PluginConfig | None]:
+    """What a user means by a reducer: the object itself, a name in the register, or a plug-in's folder or hub id.
+
+    Args:
+        named: One of these. A word that is in the register means that reducer even where a folder is called so; write
+            ``./word`` for the folder.
+        options: For a reducer that is made by name; a plug-in carries its own.
+        revision: Branch, tag or commit of a hub id.
+
+    Returns:
+        The reducer, evaluating, and what its plug-in says, if it comes from one: not yet checked against a backbone.
+
+    Raises:
+        UserError: not found, not readable, options that do not fit, or a name whose weights must come from a plug-in.
+    """
+    if isinstance(named, Reducer):
+        return named, None
+    name = str(named)
+    if isinstance(named, str) and "/" not in name:
+        if name in available():
+            if find(name).trained:
+                raise UserError(
+                    f"reducer {name} must be trained: give the folder or hub id of a plug-in, as "
+                    f"checkpoints/pocket/{name}"
+                )
+            return create(name, **(options or {})).eval(), None
+        if not Path(name).exists():
+            find(name)  # raises, with the nearest name
+    if options:
+        raise UserError(f"reducer.options cannot change the plug-in {name}: it carries its own")
+    return load_plugin(named, revision)
 
 
 def push_to_hub(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,18 @@ from torch import nn
 
 import lit_reduce.reducer as reducer_module
 from lit_reduce.errors import UserError
-from lit_reduce.plugin import CARD, CONFIG, FILES, WEIGHTS, BackboneId, PluginConfig, load_plugin, save_plugin
-from lit_reduce.reducer import ReducerConfig, ScoringReducer, available, register
+from lit_reduce.plugin import (
+    CARD,
+    CONFIG,
+    FILES,
+    WEIGHTS,
+    BackboneId,
+    PluginConfig,
+    load_plugin,
+    open_reducer,
+    save_plugin,
+)
+from lit_reduce.reducer import ReducerConfig, ScoringReducer, available, create, register
 from lit_reduce.tokens import VisualTokens
 
 BACKBONE = BackboneId("pocket", "0123456789abcdef" * 4, "llava", 8, 16, 24)
@@ -279,3 +290,25 @@ def test_an_unwritable_folder_leaves_no_litter(tmp_path):
     with pytest.raises(UserError, match="cannot write"):
         save_plugin(tmp_path / "file" / "plug", Linear(), plugin_config())
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_reducer_is_called(tmp_path, monkeypatch):
+    """A name, a folder, a path or the object; one function for every command and for attach."""
+    monkeypatch.chdir(tmp_path)
+    reducer = create("random", seed=3)
+    assert open_reducer(reducer) == (reducer, None)
+    named, config = open_reducer("random", {"seed": 4})
+    assert (named.config.seed, config, named.training) == (4, None, False)
+    save_plugin("random", reducer, PluginConfig("random", {}, BACKBONE, [4], positions="renumber"))
+    assert open_reducer("random")[1] is None, "a word of the register is the reducer"
+    for place in ("./random", Path("random"), tmp_path / "random"):
+        found, config = open_reducer(place)
+        assert (found.config.seed, config.positions, found.training) == (3, "renumber", False)
+    with pytest.raises(UserError, match="carries its own"):
+        open_reducer("./random", {"seed": 1})
+    with pytest.raises(UserError, match="covipal must be trained"):
+        open_reducer("covipal")
+    with pytest.raises(UserError, match="did you mean 'random'"):
+        open_reducer("randon")
+    with pytest.raises(UserError, match="no plug-in at"):
+        open_reducer("./none")

@@ -2,19 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_reduce.backbones import Backbone
-from lit_reduce.errors import UserError
-from lit_reduce.plugin import PluginConfig, check_backbone, load_plugin
-from lit_reduce.reducer import Reducer, available, create, find
+from lit_reduce.plugin import PluginConfig, check_backbone, open_reducer
+from lit_reduce.reducer import Reducer
 from lit_reduce.runtime import attach, compact, encode
 from lit_reduce.runtime.compact import Logical
-from lit_reduce.runtime.encode import Encoded
+from lit_reduce.runtime.encode import Encoded, placeholders
 from lit_reduce.settings import ReducerSettings
 from lit_reduce.tokens import Budget
 
@@ -64,21 +62,10 @@ def find_plan(chosen: ReducerSettings, keep: int | float | str) -> Plan:
         UserError: No such reducer, a damaged plug-in, a bad budget, options that do not fit.
     """
     budget = Budget.parse(keep).value
-    name = chosen.name
-    if name == "none":
+    if chosen.name == "none":
         return Plan()
-    if name in available():
-        if find(name).trained:
-            raise UserError(
-                f"reducer {name} must be trained: give the folder of a plug-in, as checkpoints/pocket/{name}"
-            )
-        return Plan(create(name, **chosen.options), budget)
-    if "/" not in name and not Path(name).exists():
-        find(name)  # raises, with the nearest name
-    if chosen.options:
-        raise UserError(f"reducer.options cannot change the plug-in {name}: it carries its own")
-    reducer, config = load_plugin(name, revision=chosen.revision)
-    return Plan(reducer.eval(), budget, config.positions, config)
+    reducer, config = open_reducer(chosen.name, chosen.options, chosen.revision)
+    return Plan(reducer, budget, "keep" if config is None else config.positions, config)
 
 
 @torch.inference_mode()
@@ -114,6 +101,6 @@ def generate(
 
 
 def visual_counts(backbone: Backbone, inputs: Mapping[str, Any]) -> list[int]:
-    """Visual tokens of each prompt before any reduction."""
-    counts: list[int] = (inputs["input_ids"] == backbone.model.config.image_token_id).sum(1).tolist()
+    """Visual tokens of each prompt before any reduction, those of videos among them."""
+    counts: list[int] = placeholders(backbone.model, inputs["input_ids"]).sum(1).tolist()
     return counts

@@ -18,8 +18,8 @@ import torch
 from lit_reduce.backbones.families import family_of
 from lit_reduce.backbones.identity import identify
 from lit_reduce.errors import UserError
-from lit_reduce.plugin import load_plugin
-from lit_reduce.reducer import Reducer, available, create
+from lit_reduce.plugin import check_backbone, open_reducer
+from lit_reduce.reducer import Reducer
 from lit_reduce.runtime import tower
 from lit_reduce.runtime.compact import Keep, Logical, compact
 from lit_reduce.runtime.contract import reduced_forward, reduced_generate
@@ -257,33 +257,17 @@ def attach(
         raise UserError(f"{len(named)} reducers but {len(keeps)} budgets; give one keep for all or one for each")
     sites: dict[str, tuple[Reducer, Budget]] = {}
     for name, budget in zip(named, keeps, strict=True):
-        found, stored = find_reducer(name, model, revision)
+        found, plugin = open_reducer(name, revision=revision)
+        if plugin is not None:
+            check_backbone(plugin, identify(model))
         if found.site in sites:
             other = sites[found.site][0].name
             raise UserError(
                 f"'{other}' and '{found.name}' both act at the {found.site}; attach one reducer for each site"
             )
         sites[found.site] = found, Budget.parse(budget)
-        positions = positions or (stored if found.site == "projector" else None)
+        positions = positions or (plugin.positions if plugin is not None and found.site == "projector" else None)
     return Attachment(model, sites, positions or "keep")
-
-
-def find_reducer(reducer: Reducer | str | Path, model: Any, revision: str | None = None) -> tuple[Reducer, str]:
-    """The reducer that a user named, and the treatment of positions that it was made for.
-
-    Raises:
-        UserError: not found, made for another backbone, or a name whose weights must come from a plug-in.
-    """
-    if isinstance(reducer, Reducer):
-        return reducer, "keep"
-    name = str(reducer)
-    if Path(name).is_dir() or "/" in name or isinstance(reducer, Path):
-        loaded, config = load_plugin(name, revision=revision, backbone=identify(model))
-        return loaded.eval(), config.positions
-    known = available().get(name)
-    if known is not None and known.trained:
-        raise UserError(f"the reducer '{name}' is a trained one; give the folder or hub id of a plug-in")
-    return create(name).eval(), "keep"
 
 
 class _All(Reducer):

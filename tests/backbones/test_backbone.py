@@ -78,7 +78,7 @@ def test_what_cannot_be_loaded(tmp_path, folder):
     shutil.copytree(folder, tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
-    with pytest.raises(UserError, match="'clip' is not supported: .*families.py.* known: .*llava"):
+    with pytest.raises(UserError, match=r"'clip' is not supported: .*families.py.* known: .*llava"):
         load(tmp_path / "other")
     (folder / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="no backbone can be loaded from"):

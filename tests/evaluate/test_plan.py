@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import build
 from PIL import Image
 
 from lit_reduce.backbones import Backbone
@@ -75,3 +76,11 @@ def test_no_plan_is_the_plain_model(tiny: Backbone, pictures: list[Image.Image])
     assert logical is None
     with torch.no_grad():
         assert answers == tiny.decode(tiny.model.generate(**inputs, max_new_tokens=4, do_sample=False), inputs)
+
+
+def test_tokens_of_videos_count() -> None:
+    video = build("llava_onevision_video")
+    backbone = Backbone(video.model, None, None, None)  # type: ignore[arg-type]
+    expected = (video.inputs["input_ids"] == video.token).sum(1).tolist()
+    assert visual_counts(backbone, video.inputs) == expected
+    assert min(expected) > 0

@@ -1,6 +1,7 @@
 """Reducers inside the language model in every way of generating and training, and what is refused with a reason."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -218,12 +219,21 @@ def test_extra_keys_equal_recomputing_everything(family, cache):
     assert gap(out, plain) > 0.1
 
 
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
 @torch.no_grad()
-def test_compiled_decode_steps():
-    tiny = build("llava")
-    compiled = CompileConfig(fullgraph=True, mode=None, backend="eager")
+def test_compiled_decode_steps(backend, tmp_path, monkeypatch):
+    """Traced in one graph; by inductor also built with the C++ compiler, on as few layers as can drop anything."""
+    if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("no C++ compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    tiny, reducer = build("llava"), pyramid()
+    if backend == "inductor":
+        del tiny.model.get_decoder().layers[2:]
+        tiny.model.config.text_config.num_hidden_layers = 2
+        reducer = create("fastv", layer=1)
+    compiled = CompileConfig(fullgraph=True, mode=None, backend=backend)
     compiled._compile_all_devices = True
-    with attach(tiny.model, pyramid(), keep=4):
+    with attach(tiny.model, reducer, keep=4):
         expected = tiny.model.generate(**tiny.inputs, **GREEDY)
         out = tiny.model.generate(**tiny.inputs, **GREEDY, cache_implementation="static", compile_config=compiled)
         assert "_compiled_call" in vars(tiny.model)
