@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from families import build
+import transformers as hf
+from families import IMAGE, TEXT, Tiny, build
 
 from lit_reduce.backbones.families import family_of
 from lit_reduce.backbones.towers import tower_of
@@ -151,9 +152,10 @@ def members(tiny):
     return found
 
 
-def patches_gone(tiny, reducer, blocks):
+def patches_gone(tiny, reducer, blocks, groups=None):
     """``[P]`` at each block, which patches the reducer took there, from what it kept image by image."""
-    groups, count = members(tiny), sum(len(g) for image in members(tiny) for g in image)
+    groups = members(tiny) if groups is None else groups
+    count = sum(len(group) for image in groups for group in image)
     left = [list(range(len(image))) for image in groups]
     gone = {}
     kept = iter(reducer.kept)
@@ -242,6 +244,35 @@ def test_keeping_all_changes_no_bit(family):
     plain = encode(tiny.model, tiny.inputs).features
     with attach(tiny.model, "evit", keep=1.0):
         assert all(torch.equal(a, b) for a, b in zip(encode(tiny.model, tiny.inputs).features, plain, strict=True))
+
+
+def test_llava_with_a_pixtral_tower():
+    """One patch a token; features of patches that stay differ from the plain ones only through what is hidden."""
+    torch.manual_seed(0)
+    vision = {
+        "model_type": "pixtral", "hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 12,
+        "num_hidden_layers": 3, "image_size": 32, "patch_size": 4,
+    }  # fmt: skip
+    config = hf.LlavaConfig(
+        vision_config=vision, text_config=hf.LlamaConfig(**TEXT), image_token_id=IMAGE, vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    model = hf.LlavaForConditionalGeneration(config).eval()
+    sizes = torch.tensor([[24, 32], [16, 24]])
+    ids = torch.tensor([[5, *[IMAGE] * 48, 6, *[IMAGE] * 24, 7]])
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(2, 3, 32, 32), "image_sizes": sizes}
+    tiny = Tiny(model, inputs)
+    tower, calls, _ = plain_pass(tiny)
+    reducer = Some()
+    after = []
+    with attach(model, reducer, keep=0.4):
+        hook = tower.blocks[-1].register_forward_hook(lambda _, __, out: after.append(out))
+        encoded = encode(model, inputs)
+        hook.remove()
+    groups = [[[i] for i in range(48)], [[48 + i] for i in range(24)]]
+    rows, _ = slow(tower, calls, patches_gone(tiny, reducer, [0, 2], groups), "before")
+    assert float((after[0][0] - rows[-1]).abs().max()) < TOLERANCE
+    assert encoded.counts == [48, 24]
 
 
 def test_what_cannot_be_right_is_refused():
