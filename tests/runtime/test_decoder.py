@@ -7,7 +7,10 @@ from families import FAMILIES, VIDEO_FAMILIES, build
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import create
 from lit_reduce.runtime import attach, compact, encode, run_decoder
+from lit_reduce.runtime import decoder as running
+from lit_reduce.runtime.compact import prompt_positions
 from lit_reduce.runtime.decoder import embed
+from lit_reduce.runtime.visual import Visual
 
 HIDDEN = torch.finfo(torch.float32).min
 
@@ -52,6 +55,23 @@ def test_every_family_full_short_and_gated(family, attention):
     at[0, -2:] = True
     some = run_decoder(tiny.model, tiny.inputs, encoded.features, at=at, deepstack=encoded.deepstack)
     assert torch.allclose(some, whole[at], atol=1e-5)
+
+
+def count_positions(monkeypatch):
+    monkeypatch.setattr(running, "positions_of", lambda model, inputs, mask: prompt_positions(mask))
+
+
+def leave_deepstack(monkeypatch):
+    right = Visual.of.__func__
+    wrong = classmethod(lambda cls, x, levels: right(cls, x, [[y.flip(0) for y in level] for level in levels]))
+    monkeypatch.setattr(Visual, "of", wrong)
+
+
+@pytest.mark.parametrize("mutate", [count_positions, leave_deepstack], ids=lambda f: f.__name__)
+def test_the_comparison_notices(mutate, monkeypatch):
+    mutate(monkeypatch)
+    with pytest.raises((AssertionError, RuntimeError)):
+        test_every_family_full_short_and_gated("qwen3_vl", "sdpa")
 
 
 def test_gradients_reach_deepstack_and_videos():
