@@ -19,7 +19,7 @@ from lit_reduce.pocket.model import normalise, patches_of, tower_forward
 from lit_reduce.pocket.questions import questions
 from lit_reduce.pocket.render import owners, render
 from lit_reduce.pocket.symbols import Symbols
-from lit_reduce.pocket.tower import Heads, cls_labels, dense_loss, picture_hidden
+from lit_reduce.pocket.tower import PLACE, Heads, cls_labels, dense_loss, picture_hidden, place_loss
 from lit_reduce.pocket.turns import pack
 from lit_reduce.pocket.world import GRID, make_scene, scene_rng
 
@@ -70,15 +70,16 @@ def seeing_loss(
     logits, whole = heads(hidden)
     losses = dense_loss(logits, batch)
     projected = model.model.multi_modal_projector(hidden[:, 1:])
+    every = torch.arange(GRID * GRID, device=projected.device).expand(len(projected), -1)
+    losses["place"] = PLACE * place_loss(heads, hidden, every)
     with torch.no_grad():
-        every = torch.arange(GRID * GRID, device=projected.device).expand(len(projected), -1)
         target = symbols(model.get_input_embeddings(), batch, every).float()
         scale = target.var()
     gap = (projected.float() - target).square().mean(-1) / scale
     some = (batch["kind"] > 0) | (batch["word"] > 0)
     losses["words"] = (gap * some).sum() / some.sum().clamp(min=1) + (gap * ~some).sum() / (~some).sum().clamp(min=1)
     losses["whole"] = F.binary_cross_entropy_with_logits(whole.float(), batch["whole"]) * 20
-    losses["loss"] = losses["loss"] + losses["words"] + losses["whole"]
+    losses["loss"] = losses["loss"] + losses["place"] + losses["words"] + losses["whole"]
     return projected, losses
 
 

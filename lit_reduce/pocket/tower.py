@@ -21,21 +21,40 @@ from lit_reduce.pocket.world import GRID, PATCH, Scene, make_scene, scene_rng
 
 WINDOW = 6  # patches a side: 36 + CLS tokens instead of 577
 WHOLE = len(SHAPES) * len(COLORS) + len(PRINTED)  # what CLS is asked: which coloured shapes and words are there
+PLACE = 10  # weight of the place among the losses of the tower
 
 
 class Heads(nn.Module):
-    """Linear read-outs of the tower: one a field for patches, one for CLS."""
+    """Linear read-outs of the tower: one a field for patches and one for where they are, one for CLS."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.fields = nn.ModuleDict({field: nn.Linear(width, n) for field, n in SIZES.items()})
+        self.place = nn.Linear(width, 2)
         self.whole = nn.Linear(width, WHOLE)
 
     def forward(self, hidden: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Reads [B, 1 + P, D]; returns field -> [B, P, classes] and the CLS logits [B, WHOLE]."""
         hidden = self.norm(hidden)
         return {f: head(hidden[:, 1:]) for f, head in self.fields.items()}, self.whole(hidden[:, 0])
+
+
+def place_loss(heads: Heads, hidden: Tensor, where: Tensor) -> Tensor:
+    """Asks patches for their column and row, from -1 to 1: a tower that need not say where it looks forgets it.
+
+    Args:
+        heads: The read-outs.
+        hidden: [B, 1 + P, D], CLS first.
+        where: [B, P] raster indices of the patches.
+
+    Returns:
+        The mean squared distance, a scalar.
+    """
+    said = heads.place(heads.norm(hidden[:, 1:])).float()
+    spot = torch.stack([where % GRID, where // GRID], -1) * (2 / (GRID - 1)) - 1
+    loss: Tensor = (said - spot).square().sum(-1).mean()
+    return loss
 
 
 def small_attention(
@@ -161,9 +180,12 @@ def window_loss(
     """Returns the loss of a window batch."""
 
     def loss_of(batch: dict[str, Tensor], _: int) -> Losses:
+        where = batch["positions"].to(device)
         with short_windows(model):
-            hidden = tower_forward(model, window_patches(batch["pixels"].to(device)), batch["positions"].to(device))
-        return dense_loss(heads(hidden)[0], batch)
+            hidden = tower_forward(model, window_patches(batch["pixels"].to(device)), where)
+        losses = dense_loss(heads(hidden)[0], batch)
+        losses["place"] = PLACE * place_loss(heads, hidden, where)
+        return {**losses, "loss": losses["loss"] + losses["place"]}
 
     return loss_of
 
