@@ -5,7 +5,7 @@ import torch
 import transformers as hf
 from families import IMAGE, TEXT, Tiny, build
 
-from lit_reduce.backbones.families import family_of
+from lit_reduce.backbones.families import Picture, family_of
 from lit_reduce.backbones.towers import tower_of
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer, create
@@ -288,6 +288,25 @@ def test_what_cannot_be_right_is_refused():
         encode(tiny.model, tiny.inputs, {"cls@2"})
     assert installed(tiny.model) is None
     assert "forward" not in vars(tiny.model.get_encoder("image"))
+
+
+@pytest.mark.parametrize(("ends", "longest"), [("cu_seqlens", "max_seqlen"), ("cu_seq_lens_q", "max_length_q")])
+def test_borders_and_longest_segment_follow_what_is_left(ends, longest):
+    """What kernels for packed rows read: six groups of two patches in windows of 4, 2 and 6; one window gets empty."""
+    x = torch.arange(12.0)[:, None]
+    row = Row([Picture((1, 2, 3), 6)], [{0: 3}], torch.arange(12).view(6, 2), x)
+    left = row.keep({0: torch.tensor([0, 3, 5])}, x)
+    assert left[:, 0].tolist() == [0, 1, 6, 7, 10, 11]
+    given = {"position_embeddings": (x, -x), ends: torch.tensor([0, 4, 6, 12], dtype=torch.int32), longest: 6}
+    _, fitted = row.fit((), given)
+    assert fitted[ends].tolist() == [0, 2, 6]
+    assert fitted[ends].dtype == torch.int32
+    assert fitted[longest] == 4
+    assert fitted["position_embeddings"][1][:, 0].tolist() == [0, -1, -6, -7, -10, -11]
+    _, fitted = row.fit((), given | {longest: torch.tensor(6)})
+    assert torch.equal(fitted[longest], torch.tensor(4, dtype=torch.int32))
+    assert row.groups(0, left)[0, :, 0].tolist() == [0.5, 6.5, 10.5]
+    assert torch.equal(row.full(left + 100)[:, 0], x[:, 0] + 100 * torch.isin(x[:, 0], left[:, 0]))
 
 
 def borders_stay(monkeypatch):
