@@ -92,7 +92,7 @@ class InRow(Within):
     """A reducer inside a tower that packs its images.
 
     Attributes:
-        row: The pass that is under way, or the last one; None when it kept all.
+        row: The pass that is under way; None when it keeps all, or is over.
     """
 
     def __init__(self, model: Any, layout: AnySize | Units, reducer: Reducer, keep: Budget) -> None:
@@ -163,9 +163,7 @@ class InRow(Within):
         return hidden
 
     def _note(self, where: dict[int, Tensor], number: int) -> None:
-        if self.row is not None and any(
-            len(n) < p.count for n, p in zip(self.row.left, self.row.pictures, strict=True)
-        ):
+        if self.row is not None and self.row.short:
             where[number] = self.row.places
 
     def _full(self, hidden: Tensor) -> Tensor:
