@@ -62,6 +62,15 @@ class Entries(NamedTuple):
     padded: bool
 
 
+def _with_extra(entries: Entries, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values and slots of what is to be stored, the extra ones in front."""
+    extra = entries.extra
+    if extra is None:
+        return keys, values, entries.slots
+    together = torch.cat([extra.keys.to(keys), keys], 2), torch.cat([extra.values.to(values), values], 2)
+    return *together, torch.cat([extra.slots, entries.slots], 1)
+
+
 class SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
     """A growing cache layer with the slot of every entry.
 
@@ -87,11 +96,7 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not type
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store the expected entries; returns all keys and values."""
         entries = self._taken()
-        slots, extra = entries.slots, entries.extra
-        if extra is not None:
-            key_states = torch.cat([extra.keys.to(key_states), key_states], 2)
-            value_states = torch.cat([extra.values.to(value_states), value_states], 2)
-            slots = torch.cat([extra.slots, slots], 1)
+        key_states, value_states, slots = _with_extra(entries, key_states, value_states)
         self._append(slots, entries.step)
         self.plain = self.plain and entries.plain
         self.padded = self.padded or entries.padded
@@ -197,11 +202,7 @@ class StaticSlotLayer(StaticLayer):  # type: ignore[misc]
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store the expected entries; returns all keys and values, with what is not yet written."""
         entries = self._taken()
-        slots, extra = entries.slots, entries.extra
-        if extra is not None:
-            key_states = torch.cat([extra.keys.to(key_states), key_states], 2)
-            value_states = torch.cat([extra.values.to(value_states), value_states], 2)
-            slots = torch.cat([extra.slots, slots], 1)
+        key_states, value_states, slots = _with_extra(entries, key_states, value_states)
         if not self.is_initialized:  # what is stored now, and room for the tokens that may still come
             self.max_cache_len += slots.shape[1] - entries.step
             self.lazy_initialization(key_states, value_states)
