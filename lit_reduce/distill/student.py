@@ -12,7 +12,9 @@ from lit_reduce.runtime.call import call
 from lit_reduce.runtime.compact import compact
 from lit_reduce.runtime.decoder import run_decoder
 from lit_reduce.runtime.encode import IGNORE
-from lit_reduce.tokens import Reduction, VisualTokens
+from lit_reduce.runtime.inside import Inside
+from lit_reduce.runtime.prompt import staged
+from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
 FLOOR = 1e-6  # weight that a dropped key keeps in the backward pass, so that it can earn its way back
 
@@ -29,13 +31,21 @@ def reduce(model: Any, reducer: Reducer, batch: Batch, keep: int) -> Reduction:
 
 
 def hard_logits(model: Any, reducer: Reducer, batch: Batch, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Answers of the reduced stream as inference sees it.
+    """Answers of the reduced stream as inference sees it, wherever the reducer acts.
 
     Returns:
         Logits ``[A, V]`` and labels ``[A]`` of the answer tokens, and the row ``[A]`` of each.
     """
-    short, _ = compact(model, batch.inputs, batch.encoded(model), reducer, keep)
-    return _answers(model, short, None)
+    encoded = batch.encoded(model)
+    if reducer.site == "projector":
+        return _answers(model, compact(model, batch.inputs, encoded, reducer, keep)[0], None)
+    short, logical = compact(model, batch.inputs, encoded, reducer, 1.0)
+    inside = Inside(model, decoder=reducer)
+    try:
+        with inside.reading(staged(model, short, logical, encoded, {"decoder": (reducer, Budget(keep))})):
+            return _answers(model, short, None)
+    finally:
+        inside.remove()
 
 
 def soft_logits(

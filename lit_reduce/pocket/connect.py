@@ -1,4 +1,4 @@
-"""Stage 3: tower and decoder meet. The projector learns to say what the tower sees; then all learn to answer."""
+"""Stages 3 and 5: the tower moves on to whole pictures; then tower, projector and decoder learn to answer together."""
 
 from __future__ import annotations
 
@@ -58,38 +58,48 @@ def question_batch(step: int, scenes: int, easy: int = 0, shown: int | None = SH
     return {k: torch.from_numpy(np.stack(v)) for k, v in out.items()}
 
 
-def seeing_loss(
-    model: LlavaForConditionalGeneration, heads: Heads, symbols: Symbols, batch: dict[str, Tensor]
-) -> tuple[Tensor, Losses]:
-    """Asks the tower what every patch shows, and the projector to say it in the decoder's words.
+def seeing_loss(model: LlavaForConditionalGeneration, heads: Heads, batch: dict[str, Tensor]) -> tuple[Tensor, Losses]:
+    """Asks the tower what every patch of whole pictures shows and where it is, and CLS what is there.
 
     Returns:
-        The projected tokens [B, 576, D] and the losses.
+        Its last layer [B, 577, D] and the losses.
     """
     hidden = picture_hidden(model, batch["pictures"])
     logits, whole = heads(hidden)
     losses = dense_loss(logits, batch)
-    projected = model.model.multi_modal_projector(hidden[:, 1:])
-    every = torch.arange(GRID * GRID, device=projected.device).expand(len(projected), -1)
+    every = torch.arange(GRID * GRID, device=hidden.device).expand(len(hidden), -1)
     losses["place"] = PLACE * place_loss(heads, hidden, every)
+    losses["whole"] = F.binary_cross_entropy_with_logits(whole.float(), batch["whole"]) * 20
+    losses["loss"] = losses["loss"] + losses["place"] + losses["whole"]
+    return hidden, losses
+
+
+def saying_loss(
+    model: LlavaForConditionalGeneration, symbols: Symbols, hidden: Tensor, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Asks the projector to say what the tower sees in the decoder's words.
+
+    Returns:
+        The projected tokens [B, 576, E], and the share of the words that they do not say, a scalar.
+    """
+    projected = model.model.multi_modal_projector(hidden[:, 1:])
     with torch.no_grad():
+        every = torch.arange(GRID * GRID, device=projected.device).expand(len(projected), -1)
         target = symbols(model.get_input_embeddings(), batch, every).float()
         scale = target.var()
     gap = (projected.float() - target).square().mean(-1) / scale
     some = (batch["kind"] > 0) | (batch["word"] > 0)
-    losses["words"] = (gap * some).sum() / some.sum().clamp(min=1) + (gap * ~some).sum() / (~some).sum().clamp(min=1)
-    losses["whole"] = F.binary_cross_entropy_with_logits(whole.float(), batch["whole"]) * 20
-    losses["loss"] = losses["loss"] + losses["place"] + losses["words"] + losses["whole"]
-    return projected, losses
+    words = (gap * some).sum() / some.sum().clamp(min=1) + (gap * ~some).sum() / (~some).sum().clamp(min=1)
+    return projected, words
 
 
-def project_loss(
-    model: LlavaForConditionalGeneration, heads: Heads, symbols: Symbols, device: torch.device
+def picture_loss(
+    model: LlavaForConditionalGeneration, heads: Heads, device: torch.device
 ) -> Callable[[Any, int], Losses]:
     """Returns the loss of whole pictures without questions."""
 
     def loss_of(batch: dict[str, Tensor], _: int) -> Losses:
-        return seeing_loss(model, heads, symbols, {k: v.to(device) for k, v in batch.items()})[1]
+        return seeing_loss(model, heads, {k: v.to(device) for k, v in batch.items()})[1]
 
     return loss_of
 
@@ -102,7 +112,9 @@ def connect_loss(
     def loss_of(batch: dict[str, Tensor], _: int) -> Losses:
         batch = {k: v.to(device) for k, v in batch.items()}
         ours = len(batch["pictures"]) - easy
-        projected, seen = seeing_loss(model, heads, symbols, {k: v[:ours] for k, v in batch.items()})
+        scenes = {k: v[:ours] for k, v in batch.items()}
+        hidden, seen = seeing_loss(model, heads, scenes)
+        projected, seen["words"] = saying_loss(model, symbols, hidden, scenes)
         where = batch["where"]
         visual = projected.gather(1, where[:ours, :, None].expand(-1, -1, projected.shape[-1]))
         if easy:  # their tower sees the shown patches alone: one large shape does not need the others
@@ -111,6 +123,6 @@ def connect_loss(
             hidden = tower_forward(model, patches, where[ours:])
             visual = torch.cat([visual, model.model.multi_modal_projector(hidden[:, 1:])])
         said = guided_answers(model, symbols, visual, where, torch.ones_like(where, dtype=torch.bool), batch)
-        return {**seen, **said, "loss": said["loss"] + 0.25 * seen["loss"]}
+        return {**seen, **said, "loss": said["loss"] + 0.25 * (seen["loss"] + seen["words"])}
 
     return loss_of

@@ -2,9 +2,10 @@
 
 1. ``windows``: the tower learns what patches show, on 6 x 6-patch windows.
 2. ``language``: the decoder learns to answer, on symbolic scenes of growing size. Independent of 1.
-3. ``project``: the tower moves on to whole pictures, and the projector learns to say in words what it sees.
-4. ``connect``: everything learns to answer together, easy-VQA included; at the end with all 576 tokens in view.
-5. ``export``: plain Hugging Face files.
+3. ``pictures``: the tower moves on to whole pictures.
+4. ``translate``: the projector learns to say in the decoder's words what the tower sees.
+5. ``connect``: everything learns to answer together, easy-VQA included; at the end with all 576 tokens in view.
+6. ``export``: plain Hugging Face files.
 """
 
 import ctypes
@@ -20,16 +21,17 @@ from torch import Tensor, nn
 
 from lit_reduce.console import run
 from lit_reduce.errors import UserError
-from lit_reduce.pocket.connect import connect_loss, project_loss, question_batch
+from lit_reduce.pocket.connect import connect_loss, picture_loss, question_batch
 from lit_reduce.pocket.export import export, start_from
 from lit_reduce.pocket.language import symbolic_batch, symbolic_loss
 from lit_reduce.pocket.loop import fit
 from lit_reduce.pocket.model import build_model
 from lit_reduce.pocket.symbols import Symbols
 from lit_reduce.pocket.tower import Heads, picture_batch, validate, whiten, window_batch, window_loss
+from lit_reduce.pocket.translate import fold, token_batch, translation_loss, wear
 from lit_reduce.settings import configs_dir, resolve
 
-STAGES = ("windows", "language", "project", "connect", "export")
+STAGES = ("windows", "language", "pictures", "translate", "connect", "export")
 
 
 @dataclass
@@ -48,10 +50,13 @@ class RecipeSettings:
     language_steps: int = 2050
     language_horizon: int = 2500
     language_rate: float = 1e-3
-    project_steps: int = 520
-    project_rate: float = 1e-3
-    connect_steps: int = 920
-    whole_from: int = 820
+    pictures_steps: int = 300
+    pictures_rate: float = 1e-3
+    translate_steps: int = 8000
+    translate_rate: float = 3e-3
+    translate_pictures: int = 2400
+    connect_steps: int = 1700
+    whole_from: int = 1620
     connect_rate: float = 7e-4
 
 
@@ -83,13 +88,14 @@ def make(chosen: RecipeSettings) -> None:
     model = build_model(chosen.seed).to(device)
     heads = Heads(model.config.vision_config.hidden_size).to(device)
     symbols = Symbols(model.get_input_embeddings()).to(device)
-    tower, llm, projector = model.model.vision_tower, model.model.language_model, model.model.multi_modal_projector
-    sees = {"tower": tower, "heads": heads}
-    speaks = {"llm": llm, "symbols": symbols}
-    go: Callable[..., None] = partial(fit, folder=folder, device=device, workers=chosen.workers)
-    watch = partial(_watch, model, heads, device)
     if chosen.start is not None:
         start_from(Path(chosen.start), model, heads, symbols)
+    tower, llm, projector = model.model.vision_tower, model.model.language_model, wear(model).to(device)
+    sees = {"tower": tower, "heads": heads}
+    speaks = {"llm": llm, "symbols": symbols}
+    says: dict[str, nn.Module] = {"projector": projector}
+    go: Callable[..., None] = partial(fit, folder=folder, device=device, workers=chosen.workers)
+    watch = partial(_watch, model, heads, device)
     go_on = partial(_continue, folder, chosen.start is not None)
     if "windows" in chosen.stages:
         if chosen.start is None:
@@ -100,25 +106,27 @@ def make(chosen: RecipeSettings) -> None:
         go("language", speaks, partial(lesson, eased=chosen.start is None), symbolic_loss(model, symbols, device),
            steps=chosen.language_steps, lr=chosen.language_rate, horizon=chosen.language_horizon,
            warmup=50)  # fmt: skip
-    everything = sees | speaks | {"projector": projector}
-    if "project" in chosen.stages:
+    if "pictures" in chosen.stages:
         go_on("windows", sees)
+        go("pictures", sees, partial(picture_batch, scenes=8), picture_loss(model, heads, device),
+           steps=chosen.pictures_steps, lr=chosen.pictures_rate, on_log=watch)  # fmt: skip
+    if "translate" in chosen.stages:
+        go_on("pictures", sees)
         go_on("language", speaks)
-        for part in speaks.values():
-            part.requires_grad_(False)
-        go("project", sees | {"projector": projector}, partial(picture_batch, scenes=8),
-           project_loss(model, heads, symbols, device), steps=chosen.project_steps, lr=chosen.project_rate,
-           on_log=watch)  # fmt: skip
-        for part in speaks.values():
-            part.requires_grad_(True)
+        pictures = chosen.translate_pictures
+        go("translate", says, partial(token_batch, pictures=pictures),
+           translation_loss(model, symbols, device, pictures), steps=chosen.translate_steps,
+           lr=chosen.translate_rate, log_every=250)  # fmt: skip
     if "connect" in chosen.stages:
         go_on("language", speaks)
-        go_on("project", sees | {"projector": projector})
-        go("connect", everything, partial(lecture, whole_from=chosen.whole_from),
+        go_on("pictures", sees)
+        go_on("translate", says)
+        go("connect", sees | speaks | says, partial(lecture, whole_from=chosen.whole_from),
            connect_loss(model, heads, symbols, device, easy=2), steps=chosen.connect_steps,
            lr=chosen.connect_rate)  # fmt: skip
     if "export" in chosen.stages:
-        go_on("connect", everything)
+        go_on("connect", sees | speaks | says)
+        fold(model)
         export(model, heads, symbols, folder / "pocket")
 
 

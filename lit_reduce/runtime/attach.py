@@ -23,9 +23,10 @@ from lit_reduce.reducer import Reducer
 from lit_reduce.runtime import tower
 from lit_reduce.runtime.compact import Keep, Logical, compact
 from lit_reduce.runtime.contract import reduced_forward, reduced_generate
-from lit_reduce.runtime.encode import Encoded, encode
+from lit_reduce.runtime.encode import encode
 from lit_reduce.runtime.flow import Prompt
 from lit_reduce.runtime.inside import Inside, Recall, stages_of
+from lit_reduce.runtime.prompt import acts, staged
 from lit_reduce.runtime.rows import from_tower
 from lit_reduce.tokens import Budget
 
@@ -145,26 +146,12 @@ class Attachment:
         reducer, keep = self.sites.get("projector", (_ALL, Budget(1.0)))
         encoded = encode(self.model, inputs, signals | reducer.signals, self.family)
         short, logical = compact(self.model, inputs, encoded, reducer, keep, self.positions)
-        self._prompt = None if self.inside is None else self._inner(short, logical, encoded)
+        if self.inside is not None:
+            sites = {site: self.sites[site] for site in INSIDE if site in self.sites}
+            prompt = staged(self.model, short, logical, encoded, sites)
+            self._prompt = prompt if self.inside.recall or acts(prompt) else None
         self.record(sum(logical.kept), sum(logical.total), logical)
         return short, logical
-
-    def _inner(self, short: dict[str, Any], logical: Logical, encoded: Encoded) -> Prompt | None:
-        """What the language model is to read, or None when nothing inside it changes anything."""
-        prompt, pictures = Prompt.of(self.model, short, logical.kept, logical.grids), []
-        depth, acts = len(self.model.get_decoder().layers), bool(self.inside and self.inside.recall)
-        for picture, anchors in zip(prompt.pictures, logical.anchors, strict=True):
-            # Signals have a row for each token that was encoded: fewer than the image's where the tower was reduced.
-            first = encoded.anchors[picture.number] if encoded.anchors else None
-            rows = anchors if first is None else torch.searchsorted(first, anchors)
-            given = {name: x[picture.number][rows] for name, x in encoded.signals.items()}
-            stages: dict[str, dict[int, int]] = {site: {} for site in INSIDE}
-            for site in INSIDE & self.sites.keys():
-                reducer, keep = self.sites[site]
-                stages[site] = stages_of(reducer, depth, picture.count, keep.count(picture.count))
-                acts = acts or any(count < picture.count for count in stages[site].values())
-            pictures.append(replace(picture, given=given, stages=stages["decoder"], cached=stages["cache"]))
-        return replace(prompt, pictures=pictures) if acts else None
 
     def reading(self, padded: bool = False) -> AbstractContextManager[None]:
         """While it lasts, the language model reads what was shortened last, perhaps with a padding token before it."""

@@ -64,7 +64,12 @@ def test_a_stage_that_was_killed_ends_as_if_it_had_not_been(
 
 
 def test_a_stage_needs_the_one_before_it(small: None, tmp_path: Path) -> None:
-    for stage, missing in [("project", "windows"), ("connect", "language"), ("export", "connect")]:
+    for stage, missing in [
+        ("pictures", "windows"),
+        ("translate", "pictures"),
+        ("connect", "language"),
+        ("export", "connect"),
+    ]:
         with pytest.raises(UserError, match=rf"{missing}.pt is missing: run the stage {missing} first"):
             make(chosen(tmp_path, stage))
     with pytest.raises(UserError, match=r"stages=\['exprt'\]: use windows"):

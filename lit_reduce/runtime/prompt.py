@@ -1,0 +1,50 @@
+"""What the language model is about to read when reducers act inside it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lit_reduce.reducer import Reducer
+from lit_reduce.runtime.compact import Logical
+from lit_reduce.runtime.encode import Encoded
+from lit_reduce.runtime.flow import Prompt
+from lit_reduce.runtime.inside import stages_of
+from lit_reduce.tokens import Budget
+
+
+def staged(
+    model: Any, short: dict[str, Any], logical: Logical, encoded: Encoded, sites: Mapping[str, tuple[Reducer, Budget]]
+) -> Prompt:
+    """The prompt, each of its pictures with its signals and its counts at every layer.
+
+    Args:
+        model: The backbone.
+        short: The inputs that `compact` returned.
+        logical: And how they relate to the full prompt.
+        encoded: What was encoded.
+        sites: The reducer and its budget at the decoder, at the cache, or both.
+    """
+    prompt, pictures = Prompt.of(model, short, logical.kept, logical.grids), []
+    depth = len(model.get_decoder().layers)
+    for picture, anchors in zip(prompt.pictures, logical.anchors, strict=True):
+        # Signals have a row for each token that was encoded: fewer than the image's where the tower was reduced.
+        first = encoded.anchors[picture.number] if encoded.anchors else None
+        rows = anchors if first is None else torch.searchsorted(first, anchors)
+        given = {name: x[picture.number][rows] for name, x in encoded.signals.items()}
+        stages: dict[str, dict[int, int]] = {
+            site: stages_of(reducer, depth, picture.count, keep.count(picture.count))
+            for site, (reducer, keep) in sites.items()
+        }
+        pictures.append(replace(picture, given=given, stages=stages.get("decoder", {}), cached=stages.get("cache", {})))
+    return replace(prompt, pictures=pictures)
+
+
+def acts(prompt: Prompt) -> bool:
+    """Whether any picture loses tokens at any layer."""
+    return any(
+        count < picture.count
+        for picture in prompt.pictures
+        for count in (*picture.stages.values(), *picture.cached.values())
+    )
