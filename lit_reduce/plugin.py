@@ -39,6 +39,7 @@ class BackboneId:
         hidden_size: Width of the language model, and so of the projected visual tokens.
         vision_hidden_size: Width of the vision tower.
         tokens: Visual tokens of one image.
+        depth: Layers of the language model; 0 in files written before this was recorded.
     """
 
     id: str
@@ -47,6 +48,7 @@ class BackboneId:
     hidden_size: int
     vision_hidden_size: int
     tokens: int
+    depth: int = 0
 
 
 @dataclass
@@ -77,7 +79,7 @@ class PluginConfig:
 
 
 # Absent in files written before they existed, or by hand: their defaults say the right thing.
-_OPTIONAL = {"metrics", "weights_sha256", "library_version"}
+_OPTIONAL = {"metrics", "weights_sha256", "library_version", "depth"}
 
 
 def save_plugin(
@@ -208,14 +210,14 @@ def push_to_hub(
 
 
 def create_for(backbone: BackboneId, name: str, options: Mapping[str, Any]) -> Reducer:
-    """A fresh reducer; widths that its options leave open are the backbone's.
+    """A fresh reducer; widths and the depth that its options leave open are the backbone's.
 
     Raises:
         UserError: an unknown name or option.
     """
     fields = find(name).config_class.__dataclass_fields__
     chosen = dict(options)
-    for key in {"hidden_size", "vision_hidden_size"} & set(fields):
+    for key in {"hidden_size", "vision_hidden_size", "depth"} & set(fields):
         chosen[key] = chosen.get(key) or getattr(backbone, key)
     return create(name, **chosen)
 

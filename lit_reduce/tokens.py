@@ -21,11 +21,13 @@ class VisualTokens:
         signals: What a reducer asked for by name: ``text`` ``[B, T, D]`` prompt embeddings and ``text_mask``
             ``[B, T]`` (true at real prompt tokens), ``cls`` ``[B, N]`` attention of the CLS token (mean over heads),
             ``encoder`` ``[B, N, Dv]`` features of the vision tower before the projector.
+        layer: The layer of the decoder, the cache or the tower where they stand, from 0; -1 at the projector.
     """
 
     features: Tensor
     grid: tuple[int, int, int]
     signals: Mapping[str, Tensor] = field(default_factory=dict)
+    layer: int = -1
 
     def __post_init__(self) -> None:
         if self.features.ndim != 3:

@@ -96,7 +96,9 @@ class Hidden:
     def _look(self, number: int, _: Any, __: Any, out: Any) -> None:
         self.weights[number] = out[1]
 
-    def _stage(self, reducer: Reducer, count: int, columns: Tensor, row: int, x: Tensor, weights: Tensor) -> Reduction:
+    def _stage(
+        self, reducer: Reducer, count: int, columns: Tensor, row: int, x: Tensor, weights: Tensor, number: int
+    ) -> Reduction:
         """One image alone, its signals cut out of the whole map."""
         text = (self.real & ~self.visual)[row].nonzero()[:, 0]
         rows = weights[row].mean(0)
@@ -106,7 +108,7 @@ class Hidden:
             "text_rows@0": self.weights.get(0, weights)[row].mean(0)[text][:, columns][None],
             "text_mask": torch.ones(1, len(text), dtype=torch.bool),
         }
-        return reducer(VisualTokens(x[None], (1, 1, len(columns)), signals), count)
+        return reducer(VisualTokens(x[None], (1, 1, len(columns)), signals, number), count)
 
     def _before(self, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden, cache = args[0], kwargs["past_key_values"]
@@ -142,7 +144,7 @@ class Hidden:
             if stages.get(number, len(columns)) >= len(columns):
                 continue
             weights = self.weights[number - 1] if number else hidden.new_zeros(len(self.real), 1, *[self.length] * 2)
-            out = self._stage(self.decoder, stages[number], columns, row, hidden[row, columns], weights)
+            out = self._stage(self.decoder, stages[number], columns, row, hidden[row, columns], weights, number)
             stay = out.anchors[0] if out.valid is None else out.anchors[0][out.valid[0]]
             if out.features is not None:
                 hidden = hidden.clone()
@@ -162,7 +164,7 @@ class Hidden:
                 self.late[number, row, columns] = count < len(columns)
                 if count < len(columns):
                     choice = self._stage(
-                        self.cache, count, columns, row, out.new_zeros(len(columns), 1), self.weights[number]
+                        self.cache, count, columns, row, out.new_zeros(len(columns), 1), self.weights[number], number
                     )
                     self.late[number, row, columns[choice.anchors[0]]] = False
         if self.decoder is not None and self.decoder.kind == "skip":

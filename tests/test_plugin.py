@@ -152,7 +152,7 @@ def test_missing_entries_are_refused(saved, key):
         load_plugin(saved[0])
 
 
-@pytest.mark.parametrize("key", [entry.name for entry in dataclasses.fields(BackboneId)])
+@pytest.mark.parametrize("key", [entry.name for entry in dataclasses.fields(BackboneId) if entry.name != "depth"])
 def test_missing_entries_of_the_backbone_are_refused(saved, key):
     change(saved[0], backbone={k: v for k, v in dataclasses.asdict(BACKBONE).items() if k != key})
     with pytest.raises(UserError, match=f"missing {key}"):
@@ -163,6 +163,11 @@ def test_missing_entries_of_the_backbone_are_refused(saved, key):
 def test_entries_that_have_a_default_may_be_absent(saved, key):
     change(saved[0], **{key: None})
     load_plugin(saved[0])
+
+
+def test_a_plugin_that_knows_no_depth_serves_any(saved):
+    change(saved[0], backbone={k: v for k, v in dataclasses.asdict(BACKBONE).items() if k != "depth"})
+    assert load_plugin(saved[0], backbone=dataclasses.replace(BACKBONE, depth=12))[1].backbone.depth == 0
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def identify(model: Any) -> BackboneId:
             hidden_size=config.get_text_config().hidden_size,
             vision_hidden_size=width * (1 if isinstance(layers, int) else len(layers)),
             tokens=family.tokens(config),
+            depth=config.get_text_config().num_hidden_layers,
         )
     return _KNOWN[model]
 

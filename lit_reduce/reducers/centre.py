@@ -23,7 +23,8 @@ class Centre(OnTop):
         """Mean of each image by itself."""
         x = tokens.features
         moved = {name: centre(tokens.signals[name]) for name in tokens.signals if name.partition("@")[0] == "encoder"}
-        reduction = super().reduce(VisualTokens(centre(x), tokens.grid, {**tokens.signals, **moved}), keep)
+        here = dataclasses.replace(tokens, features=centre(x), signals={**tokens.signals, **moved})
+        reduction = super().reduce(here, keep)
         if reduction.features is None:
             return reduction
         mean = x.float().mean(1, keepdim=True).to(x.dtype)

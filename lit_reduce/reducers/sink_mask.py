@@ -1,6 +1,6 @@
 """VAR's attention sinks, kept out of what attention decides."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lit_reduce.ops.modifiers import sinks
 from lit_reduce.reducer import register
@@ -42,4 +42,4 @@ class SinkMask(OnTop):
             for name, x in tokens.signals.items()
             if name.partition("@")[0] in ATTENTION
         }
-        return super().reduce(VisualTokens(tokens.features, tokens.grid, {**tokens.signals, **masked}), keep)
+        return super().reduce(replace(tokens, signals={**tokens.signals, **masked}), keep)

@@ -196,7 +196,8 @@ class Inside:
         for group in _groups(due, [p.stages[number] for p in due]):
             rows = torch.tensor([p.row for p in group], device=hidden.device)[:, None]
             columns = torch.stack([p.columns for p in group])
-            tokens = VisualTokens(hidden[rows, columns], group[0].grid, self.rows.read(self.decoder, number, group))
+            given = self.rows.read(self.decoder, number, group)
+            tokens = VisualTokens(hidden[rows, columns], group[0].grid, given, number)
             reduction = call(self.decoder, tokens, group[0].stages[number])
             stay = kept(reduction, tokens.count)
             if reduction.features is not None:
@@ -234,7 +235,7 @@ class Inside:
                     samples = torch.tensor([p.row for p in group], device=keep.device)[:, None]
                     columns = torch.stack([p.columns for p in group])
                     keys = layer.keys.transpose(1, 2)[samples, columns].flatten(2)
-                    tokens = VisualTokens(keys, group[0].grid, self.rows.read(self.cache, number, group))
+                    tokens = VisualTokens(keys, group[0].grid, self.rows.read(self.cache, number, group), number)
                     reduction = call(self.cache, tokens, group[0].cached[number])
                     if reduction.features is not None:
                         raise ValueError(f"reducer '{self.cache.name}' must not make new tokens at the cache")

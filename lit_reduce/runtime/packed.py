@@ -145,12 +145,12 @@ class InRow(Within):
             return plain(hidden, *args, **kwargs)
         due = row.due(number)
         if due and self.point == "before":
-            hidden = self._reduce(hidden, due)
+            hidden = self._reduce(hidden, due, number)
         self._note(self.reads, number)
         reading = self.point == "before" and bool(row.due(number + 1))
         args, fitted = row.fit(args, kwargs)
         if due and self.point == "attention":
-            reduce: Callable[[Tensor], Tensor] = partial(self._reduce, due=due)
+            reduce: Callable[[Tensor], Tensor] = partial(self._reduce, due=due, number=number)
             hidden = self._run(number, plain, hidden, reduce, *args, **fitted)
         else:
             with self._reading(number, reading):
@@ -174,7 +174,7 @@ class InRow(Within):
     def _outlet(self, plain: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         return plain(hidden if self.row is None else self._full(hidden), *args, **kwargs)
 
-    def _reduce(self, hidden: Tensor, due: dict[int, int]) -> Tensor:
+    def _reduce(self, hidden: Tensor, due: dict[int, int], number: int) -> Tensor:
         """Fewer groups of the images that are due."""
         start, row = now(hidden), self.row
         assert row is not None
@@ -183,7 +183,7 @@ class InRow(Within):
             features, whole = row.groups(image, x), row.pictures[image]
             grid = whole.grid if features.shape[1] == whole.count else (1, 1, features.shape[1])
             given = {text: self._signal(signal.name, image, features) for text, signal in self.signals.items()}
-            reduction = call(self.reducer, VisualTokens(features, grid, given), count)
+            reduction = call(self.reducer, VisualTokens(features, grid, given, number), count)
             if reduction.features is not None:
                 raise UserError(
                     f"'{self.reducer.name}' makes new tokens, but in this vision tower groups of patches can only stay "

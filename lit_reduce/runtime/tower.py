@@ -107,10 +107,12 @@ class InTower(Within):
         count = self.state.stages.get(number, self.state.anchors.shape[1])
         fewer = count < self.state.anchors.shape[1]
         if fewer and self.point == "before":
-            hidden = self._reduce(hidden, count)
+            hidden = self._reduce(hidden, count, number)
         self._note(self.reads, number)
         if fewer and self.point == "attention":
-            hidden = self._run(number, plain, hidden, partial(self._reduce, count=count), *args, **kwargs)
+            hidden = self._run(
+                number, plain, hidden, partial(self._reduce, count=count, number=number), *args, **kwargs
+            )
         else:
             with self._reading(number, self.point == "before" and number + 1 in self.state.stages):
                 hidden = plain(hidden, *args, **kwargs)
@@ -125,14 +127,15 @@ class InTower(Within):
         if self.state is not None and self.state.anchors.shape[1] < self.state.owner.shape[1]:
             where[number] = self.state.anchors
 
-    def _reduce(self, hidden: Tensor, count: int) -> Tensor:
+    def _reduce(self, hidden: Tensor, count: int, number: int) -> Tensor:
         """Fewer tokens, the prefix untouched."""
         assert self.state is not None
         start, state = now(hidden), self.state
         prefix, x = hidden.split([self.tower.prefix, hidden.shape[1] - self.tower.prefix], 1)
         side = isqrt(x.shape[1])
         grid = (1, side, side) if side**2 == x.shape[1] else (1, 1, x.shape[1])
-        tokens = VisualTokens(x, grid, {text: self._signal(signal.name, x) for text, signal in self.signals.items()})
+        given = {text: self._signal(signal.name, x) for text, signal in self.signals.items()}
+        tokens = VisualTokens(x, grid, given, number)
         reduction = call(self.reducer, tokens, count)
         if reduction.valid is not None and not bool(reduction.valid.all()):
             raise UserError(f"'{self.reducer.name}' keeps another count of each image, which no vision tower can do")

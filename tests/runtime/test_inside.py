@@ -122,3 +122,29 @@ def test_dropping_equals_hiding(family, name, kernel):
     assert 0 < attached.stats.kept < total or name == "skipping"
     assert len(attached.stats.layers) == 5
     assert attached.stats.reducer_ms > 0
+
+
+class Noting(Reducer):
+    """Notes where it is asked."""
+
+    name = "noting"
+
+    def __init__(self, site: str) -> None:
+        super().__init__()
+        self.site, self.seen = site, set()
+
+    def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
+        return dict.fromkeys(range(depth), keep) if self.site == "cache" else {1: keep + 1, 2: keep}
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        self.seen.add(tokens.layer)
+        return Reduction(torch.arange(keep).expand(len(tokens.features), -1))
+
+
+@pytest.mark.parametrize("site", ["encoder", "projector", "decoder", "cache"])
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_a_reducer_is_told_its_layer(family, site):
+    tiny, reducer = build(family), Noting(site)
+    with attach(tiny.model, reducer, keep=4):
+        tiny.model.generate(**tiny.inputs, **GREEDY)
+    assert reducer.seen == {"projector": {-1}, "cache": {0, 1, 2, 3, 4}}.get(site, {1, 2})
