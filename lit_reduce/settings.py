@@ -2,6 +2,9 @@
 
 A setting whose type is a dataclass is a *group*. ``reducer=covipal`` fills it from ``configs/reducer/covipal.yaml``
 when that file exists; any other word becomes the group's ``name``, as in ``reducer=checkpoints/pocket/covipal``.
+
+A command may have *presets*: numbers that go with the chosen reducer. ``reducer=packer`` and ``reducer.name=packer``
+read ``configs/train/packer.yaml`` right after ``configs/train.yaml``; files and words of the user win over it.
 """
 
 import dataclasses
@@ -62,7 +65,9 @@ def configs_dir() -> Path:
 
 
 def resolve(schema: type[T], argv: Sequence[str], configs: Path, name: str) -> T:
-    """Merge the defaults of ``schema``, ``configs/<name>.yaml``, an optional ``config=FILE`` and the words of ``argv``.
+    """Merge defaults of ``schema``, ``configs/<name>.yaml``, the preset, any ``config=FILE`` and the words of ``argv``.
+
+    The preset is ``configs/<name>/<reducer.name>.yaml``, when there is one for the reducer that all of these choose.
 
     ``--help`` prints the commented defaults and ``--validate`` the resolved settings; both then exit with code 0.
 
@@ -78,19 +83,15 @@ def resolve(schema: type[T], argv: Sequence[str], configs: Path, name: str) -> T
     """
     flags = [word for word in argv if word.startswith("-")]
     if {"-h", "--help"} & set(flags):
-        print(help_text(configs, name), end="")
+        print(help_text(configs, name, schema), end="")
         raise SystemExit(0)
     for flag in flags:
         if flag != "--validate":
             raise UserError(f"unknown option {flag}: settings are written key=value, options are --help and --validate")
     words = [_split(word) for word in argv if not word.startswith("-")]
-    merged = OmegaConf.structured(schema)
-    for path in [configs / f"{name}.yaml", *(Path(value) for key, value in words if key == "config")]:
-        merged = _merge(merged, schema, _read_yaml(path), configs, str(path))
-    # Group files first, so that `reducer.depth=3 reducer=covipal` means the same in either order.
-    chosen = [(key, value) for key, value in words if key != "config"]
-    for key, value in sorted(chosen, key=lambda word: not _is_group(schema, word[0])):
-        merged = _merge(merged, schema, _nested(key, _parse(schema, key, value)), configs, f"{key}={value}")
+    merged = _sources(schema, words, configs, [configs / f"{name}.yaml"])
+    if (preset := _preset(merged, configs / name)) is not None:
+        merged = _sources(schema, words, configs, [configs / f"{name}.yaml", preset])
     missing = [str(key) for key in OmegaConf.missing_keys(merged)]
     if missing:
         raise UserError(f"setting {missing[0]} is missing: give it as {missing[0]}=VALUE (--help lists the settings)")
@@ -102,6 +103,24 @@ def resolve(schema: type[T], argv: Sequence[str], configs: Path, name: str) -> T
         print(to_yaml(settings), end="")
         raise SystemExit(0)
     return typing.cast("T", settings)
+
+
+def _sources(schema: type, words: Sequence[tuple[str, str]], configs: Path, defaults: Sequence[Path]) -> Any:
+    """The schema's own values, the files of defaults, those that the words name, then the other words."""
+    merged = OmegaConf.structured(schema)
+    for path in [*defaults, *(Path(value) for key, value in words if key == "config")]:
+        merged = _merge(merged, schema, _read_yaml(path), configs, str(path))
+    # Group files first, so that `reducer.depth=3 reducer=covipal` means the same in either order.
+    chosen = [(key, value) for key, value in words if key != "config"]
+    for key, value in sorted(chosen, key=lambda word: not _is_group(schema, word[0])):
+        merged = _merge(merged, schema, _nested(key, _parse(schema, key, value)), configs, f"{key}={value}")
+    return merged
+
+
+def _preset(merged: Any, folder: Path) -> Path | None:
+    """The file of ``folder`` for the reducer that was chosen, if there is one; folders and hub ids have none."""
+    name = OmegaConf.select(merged, "reducer.name", default=None)
+    return folder / f"{name}.yaml" if name in _group_files(folder) else None
 
 
 def to_yaml(settings: object) -> str:
@@ -119,11 +138,15 @@ def beside(output: str | Path) -> Path:
     return Path(output).with_suffix(".settings.yaml")
 
 
-def help_text(configs: Path, name: str) -> str:
-    """The commented defaults file, and the files of each group."""
+def help_text(configs: Path, name: str, schema: type) -> str:
+    """The commented defaults file, the files of each group, and the reducers that have a preset."""
     lines = [_read_text(configs / f"{name}.yaml").rstrip(), ""]
     groups = sorted(path for path in configs.iterdir() if path.is_dir())
-    lines += [f"# {group.name}= one of: {', '.join(_group_files(group))}" for group in groups]
+    lines += [
+        f"# {group.name}= one of: {', '.join(_group_files(group))}" for group in groups if _is_group(schema, group.name)
+    ]
+    if presets := _group_files(configs / name):
+        lines += [f"# reducers with defaults of their own (configs/{name}/): {', '.join(presets)}"]
     lines += ["# --validate resolves and prints the settings, then stops; config=FILE reads more settings from a file."]
     return "\n".join(lines) + "\n"
 

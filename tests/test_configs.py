@@ -11,6 +11,7 @@ from lit_reduce.evaluate.answer import PredictSettings
 from lit_reduce.evaluate.bench import BenchSettings
 from lit_reduce.evaluate.compare import CompareSettings
 from lit_reduce.evaluate.run import EvaluateSettings
+from lit_reduce.reducer import available
 from lit_reduce.settings import BackboneSettings, ReducerSettings, configs_dir, resolve
 
 FILES = sorted(configs_dir().rglob("*.yaml"))
@@ -39,6 +40,20 @@ def test_commands_resolve_and_show_every_setting(name: str) -> None:
     keys = set(OmegaConf.load(configs_dir() / f"{name}.yaml"))
     assert keys == {field.name for field in dataclasses.fields(COMMANDS[name])}
     assert isinstance(resolve(COMMANDS[name], [], configs_dir(), name), COMMANDS[name])
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "train"], ids=lambda path: path.stem)
+def test_presets_change_the_training_of_a_trained_reducer(path: Path) -> None:
+    assert available()[path.stem].trained
+    preset, plain = OmegaConf.load(path), dataclasses.asdict(resolve(TrainSettings, [], configs_dir(), "train"))
+    for word in (f"reducer={path.stem}", f"reducer.name={path.stem}"):
+        chosen = dataclasses.asdict(resolve(TrainSettings, [word], configs_dir(), "train"))
+        assert OmegaConf.merge(chosen, preset) == OmegaConf.create(chosen)
+    assert not {"reducer", "backbone", "output", "seed"} & set(preset), "these are the user's"
+    for key, value in preset.items():
+        assert OmegaConf.merge({key: plain[key]}, {key: value}) != OmegaConf.create({key: plain[key]}), (
+            f"{key} says nothing"
+        )
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in GROUPS], ids=lambda path: path.stem)

@@ -73,6 +73,40 @@ def test_groups(configs: Path) -> None:
     assert resolve(configs, "bare=wide").bare.size == 9
 
 
+def test_a_reducer_brings_its_preset(tmp_path: Path) -> None:
+    @dataclass
+    class Command:
+        rate: float = 0.5
+        steps: int = 1
+        reducer: Part = field(default_factory=Part)
+
+    for name, text in {
+        "main.yaml": "rate: 0.4\nsteps: 2\nreducer: large\n",
+        "main/small.yaml": "rate: 0.3\nsteps: 3\n",
+        "reducer/small.yaml": "name: small\ndepth: 2\n",
+        "mine.yaml": "reducer: small\nsteps: 4\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def chosen(*words: str) -> tuple[float, int, str, int]:
+        one = settings.resolve(Command, words, tmp_path, "main")
+        return one.rate, one.steps, one.reducer.name, one.reducer.depth
+
+    assert chosen() == (0.4, 2, "large", 1)
+    assert chosen("reducer=small") == (0.3, 3, "small", 2)
+    assert chosen("reducer.name=small") == (0.3, 3, "small", 1)
+    assert chosen("steps=9", "reducer=small") == (0.3, 9, "small", 2)  # words over the preset
+    assert chosen(f"config={tmp_path / 'mine.yaml'}") == (0.3, 4, "small", 2)  # and files of the user's
+    assert chosen("reducer=some/small") == (0.4, 2, "some/small", 1)
+    saved = settings.to_yaml(settings.resolve(Command, ["reducer=small", "rate=0.9"], tmp_path, "main"))
+    (tmp_path / "saved.yaml").write_text(saved)
+    assert chosen(f"config={tmp_path / 'saved.yaml'}") == (0.9, 3, "small", 2)
+    (tmp_path / "main" / "small.yaml").write_text("rat: 1")
+    with pytest.raises(UserError, match=r"small\.yaml: did you mean rate"):
+        chosen("reducer=small")
+
+
 @pytest.mark.parametrize(
     "text", ["What colour: red, or blue?", "42", "cost ${5}", "[a]", "is it a=b?", "null set", "#1", "'quoted'", "true"]
 )
@@ -142,6 +176,13 @@ def test_help_shows_comments_and_validate_shows_the_result(configs: Path, capsys
     shown = capsys.readouterr().out
     assert "# how many\nkeep: 20" in shown
     assert "part= one of: large, small" in shown
+    (configs / "main").mkdir()
+    (configs / "main" / "huge.yaml").write_text("keep: 7")
+    with pytest.raises(SystemExit):
+        resolve(configs, "--help")
+    shown = capsys.readouterr().out
+    assert "(configs/main/): huge" in shown
+    assert "main=" not in shown  # presets are no group
     with pytest.raises(SystemExit) as stop:
         resolve(configs, "--validate", "keep=5")
     assert stop.value.code == 0
