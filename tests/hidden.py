@@ -131,7 +131,7 @@ class Hidden:
             self.alive = {0: [columns for _, columns in self.images]}
             self.gone.fill_(False)
         alive = self.alive[number]
-        self.passed = hidden
+        self.passed, self.weight = hidden, hidden.new_ones(len(hidden), hidden.shape[1], 1)
         skips = self.decoder is not None and self.decoder.kind == "skip"
         if number and not skips:
             self.gone[number] = self.gone[number - 1]
@@ -151,6 +151,8 @@ class Hidden:
                 hidden[row, columns[stay]] = out.features[0, : len(stay)]
             self.gone[number, row, columns] = True
             self.gone[number, row, columns[stay]] = False
+            if out.weight is not None:
+                self.weight[row, columns, 0] = out.weight[0]
             if not skips:
                 self.alive[number + 1][i] = columns[stay]
         return hidden
@@ -168,7 +170,8 @@ class Hidden:
                     )
                     self.late[number, row, columns[choice.anchors[0]]] = False
         if self.decoder is not None and self.decoder.kind == "skip":
-            return torch.where(self._padded(self.gone[number], out.shape[1])[..., None], self.passed, out)
+            gone = self._padded(self.gone[number], out.shape[1])[..., None]
+            return torch.where(gone, self.weight * self.passed, self.passed + self.weight * (out - self.passed))
         return out
 
     def _padded(self, gone: Tensor, total: int) -> Tensor:

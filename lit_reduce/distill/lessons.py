@@ -1,14 +1,17 @@
 """What one batch teaches a reducer, by what the reducer says that it can be guided in (`Reducer.guided`)."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.losses import hinge, listwise, reading
 from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.student import hard_logits, reduce, score, soft_logits
+from lit_reduce.tokens import VisualTokens
 
 Answers = tuple[Tensor, Tensor, Tensor]  # logits, labels and rows, see `hard_logits`
 
@@ -70,4 +73,39 @@ class ScoreLesson(Lesson):
         return soft_logits(self.model, self.batch, self.scores, self.keep, self.settings.tau, candidates)
 
 
-LESSONS = {"": Lesson, "tokens": TokenLesson, "scores": ScoreLesson}
+class LayerLesson(Lesson):
+    """Scores at every layer (p-MoD): they follow the teacher's attention on what the reduced stream holds there.
+
+    One pass serves both: the answers, with a gradient through what the reducer returns, and the guidance, whose
+    gradient ends at the layer's states. That routers are guided is our reading; in p-MoD answers alone train them.
+    """
+
+    lasts = True
+
+    def __init__(self, model: Any, reducer: Any, batch: Batch, keep: int, settings: TrainSettings) -> None:
+        super().__init__(model, reducer, batch, keep, settings)
+        self.calls: list[tuple[VisualTokens, int]] = []
+        listener = reducer.register_forward_hook(lambda _, given, __: self.calls.append(given))
+        try:
+            self.said = hard_logits(model, reducer, batch, self.keep)
+        finally:
+            listener.remove()
+
+    def guidance(self) -> dict[str, Tensor]:
+        """The ranking loss, mean over the layers where the reducer chose."""
+        guide, found = self.batch.guide, dict[str, list[Tensor]](rank=[], hinge=[])
+        for tokens, keep in self.calls:
+            scores = self.reducer.score(replace(tokens, features=tokens.features.detach()))
+            if scores.shape != guide.shape:
+                raise ValueError(f"{self.reducer.name} says guided='layers', so it must see all tokens at each layer")
+            found["rank"].append(listwise(scores, guide))
+            found["hinge"].append(hinge(scores, guide, keep))
+        means = {name: torch.stack(losses).mean() for name, losses in found.items()}
+        return {"loss": means["rank"] + self.settings.loss.hinge * means["hinge"], **means}
+
+    def answers(self) -> Answers:
+        """Of the pass that was made."""
+        return self.said
+
+
+LESSONS = {"": Lesson, "tokens": TokenLesson, "scores": ScoreLesson, "layers": LayerLesson}

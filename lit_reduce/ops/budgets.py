@@ -85,6 +85,34 @@ def falling(shares: list[float], depth: int, tokens: int, keep: int) -> dict[int
     return {layer: max(keep, round(tokens * part ** ((i + 1) / len(layers)))) for i, layer in enumerate(layers)}
 
 
+def cosine_decay(depth: int, tokens: int, keep: int, whole: float = 0.85, least: float = 0.15) -> list[int]:
+    """p-MoD's progressive ratio decay (arXiv 2412.04449), moved so that layers see ``keep`` tokens on average, exactly.
+
+    Layer l of L gets the ratio ``cos(pi l / (L - 1)) / 2 + 1/2 + s``: all tokens where that is above ``whole``, never
+    less than ``least``. With s = 0 these are the paper's layers, 53.75 % on average of 32. Other averages move the
+    cosine up or down (our reading): s is the largest with which no more than ``keep`` are seen, and the tokens that
+    rounding and the step at ``whole`` leave over go one by one to the layers that have room, the first ones first.
+    Below the paper's average its least ratio shrinks with ``keep``.
+    """
+
+    def counts(shift: float, low: float) -> list[int]:
+        ratios = [math.cos(math.pi * layer / max(1, depth - 1)) / 2 + 0.5 + shift for layer in range(depth)]
+        return [tokens if r > whole else max(1, int(max(low, r) * tokens + 1e-9)) for r in ratios]
+
+    own, total = sum(counts(0, least)), keep * depth
+    least *= min(1, total / own)
+    low, high = -1.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(counts(middle, least)) <= total else (low, middle)
+    found = counts(low, least)
+    while sum(found) < total:
+        room = [layer for layer in range(depth) if found[layer] < tokens]
+        for layer in room[: total - sum(found)]:
+            found[layer] += 1
+    return found
+
+
 def recycled_split(tokens: int, count: int) -> tuple[int, int, int]:
     """How SparseVLM (arXiv 2410.04417) makes ``count`` of ``tokens``: kept, recycled, and the clusters of the latter.
 

@@ -47,7 +47,7 @@ class Inside:
         self._prompt: Prompt | None = None
         self._flow: Flow | None = None
         self._store: Cache | None = None
-        self._passed: tuple[Flow, Tensor] | None = None
+        self._passed: tuple[Flow, Tensor, Tensor | None] | None = None
         self.clear()
         self._handles = [
             self.lm.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -188,11 +188,9 @@ class Inside:
         due = [p for p in flow.pictures if p.stages.get(number, p.count) < p.count]
         if self.decoder is None or not due:
             return hidden, flow
-        start = now(hidden)
-        if self.decoder.kind == "skip":
-            self._passed = flow, hidden
-            flow = flow.copy()
+        start, skips = now(hidden), self.decoder.kind == "skip"
         gone: list[tuple[Picture, Tensor]] = []
+        stays, weight = hidden.new_ones(hidden.shape[:2]), None
         for group in _groups(due, [p.stages[number] for p in due]):
             rows = torch.tensor([p.row for p in group], device=hidden.device)[:, None]
             columns = torch.stack([p.columns for p in group])
@@ -206,7 +204,14 @@ class Inside:
                 new = reduction.features.to(hidden.dtype)[real].reshape(-1, hidden.shape[2])
                 where = rows.expand_as(places)[real].reshape(-1), places[real].reshape(-1)
                 hidden = hidden.index_put(where, new)
+            if skips and reduction.weight is not None:
+                weight = torch.ones_like(stays) if weight is None else weight
+                weight = weight.index_put((rows.expand_as(columns), columns), reduction.weight.to(hidden.dtype))
+                stays = stays.index_put((rows.expand_as(columns), columns), stay.to(hidden.dtype))
             gone += zip(group, stay, strict=True)
+        if skips:
+            passing, update = (hidden, None) if weight is None else _weighted(hidden, stays > 0, weight)
+            self._passed, flow = (flow, passing, update), flow.copy()
         hidden = flow.narrow(hidden, gone)
         self.spent += 1000 * (now(hidden) - start)
         return hidden, flow
@@ -215,9 +220,10 @@ class Inside:
         """Bring the tokens back that passed a layer by."""
         if self._passed is None or self._flow is None:
             return out
-        (before, hidden), flow = self._passed, self._flow
+        (before, hidden, update), flow = self._passed, self._flow
         self._flow, self._passed = before, None
-        return flow.spread(out, hidden, before)
+        out = flow.spread(out, hidden, before)
+        return out if update is None else torch.lerp(hidden, out, update)  # a weight of 1 changes not a bit
 
     # The cache --------------------------------------------------------------------------------------------------------
 
@@ -265,6 +271,12 @@ class _Beside:
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         return torch.cat([self.extra.keys, keys], 2), torch.cat([self.extra.values, values], 2)
+
+
+def _weighted(hidden: Tensor, stays: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What tokens ``[B, n, D]`` are that pass a layer by, and what its update ``[B, n, 1]`` of the others counts."""
+    weight = weight[..., None]
+    return torch.where(stays[..., None], hidden, hidden * weight), torch.where(stays[..., None], weight, 1)
 
 
 def stages_of(reducer: Reducer, depth: int, tokens: int, keep: int) -> dict[int, int]:
