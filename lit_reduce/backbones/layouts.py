@@ -216,7 +216,7 @@ class AnyRes:
     def pictures(self, model: Any, inputs: Inputs) -> list[Picture]:
         """See `Layout`; rows and columns are those of the tiles together, or of the overview where it is alone."""
         rows, columns = _patches(model, inputs["pixel_values"])
-        tiles = self._tiles(model, inputs)
+        tiles = self.tiles(model, inputs)
         newlines = self._together(model, inputs, torch.zeros(sum(tiles), rows * columns, 1), 1.0)
         found = []
         for count, marks in zip(tiles, newlines, strict=True):
@@ -232,7 +232,7 @@ class AnyRes:
 
     def _together(self, model: Any, inputs: Inputs, x: Tensor, newline: float) -> list[Tensor]:
         base, config = model.base_model, model.config
-        parts = x.split(self._tiles(model, inputs))
+        parts = x.split(self.tiles(model, inputs))
         if hasattr(config, "vision_aspect_ratio"):
             how = {"vision_aspect_ratio": inputs.get("vision_aspect_ratio") or config.vision_aspect_ratio}
         else:
@@ -241,7 +241,7 @@ class AnyRes:
         packed: list[Tensor] = base.pack_image_features(parts, inputs["image_sizes"], image_newline=ends, **how)[0]
         return packed
 
-    def _tiles(self, model: Any, inputs: Inputs) -> list[int]:
+    def tiles(self, model: Any, inputs: Inputs) -> list[int]:
         """Tiles of each image, the overview included; several images in one prompt may have the overview alone."""
         count = sys.modules[type(model.base_model).__module__].image_size_to_num_patches
         config, sizes, many = model.config, inputs["image_sizes"], inputs.get("batch_num_images")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lit_reduce.backbones.families import Family, Grid, family_of
-from lit_reduce.backbones.layouts import Kept
+from lit_reduce.backbones.layouts import AnyRes, Kept
 from lit_reduce.errors import UserError
+from lit_reduce.runtime.registers import Registers
 from lit_reduce.runtime.signals import TOWER, Gauges, Signal
-from lit_reduce.runtime.tower import InTower
 from lit_reduce.runtime.within import installed
 from lit_reduce.tokens import VisualTokens
 
@@ -70,7 +70,6 @@ class Encoded:
         return [i for i, own in enumerate(kinds) if own == kind]
 
 
-@torch.no_grad()
 def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), family: Family | None = None) -> Encoded:
     """One pass through tower and projector, for any number of later calls of `compact`.
 
@@ -83,6 +82,12 @@ def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), f
     Raises:
         UserError: an unknown signal, one that this backbone cannot give, or placeholders that do not fit the images.
     """
+    with torch.no_grad():
+        return trace(model, inputs, signals, family)
+
+
+def trace(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), family: Family | None = None) -> Encoded:
+    """`encode` with gradients, for the training of what acts inside the tower."""
     family = family or family_of(model.config)
     asked = {text: Signal.parse(text) for text in frozenset(signals)}
     if unknown := sorted(text for text, signal in asked.items() if signal.name not in SIGNALS):
@@ -96,14 +101,16 @@ def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), f
         pictures = layout.pictures(model, inputs)
         counts = [picture.count for picture in pictures]
         owners = _owners(placeholders(model, inputs["input_ids"], kind), counts)
+        if isinstance(within, Registers):
+            within.tiles = layout.tiles(model, inputs) if isinstance(layout, AnyRes) else None
         with Gauges(model, family, asked) as gauges:
             out = _features(model, inputs, kind)
-        if isinstance(within, InTower) and within.short and within.state is not None:
-            found.anchors.extend(within.state.anchors)
-            found.totals.extend(counts)
-            layout = Kept(within.state.anchors)
-            counts = [len(anchors) for anchors in within.state.anchors]
-        found.features.extend(_split(out.pooler_output, counts))
+        left = [] if within is None else within.left(layout, inputs, counts)
+        found.anchors.extend(left)
+        found.totals.extend(counts if left else [])
+        if left and within is not None and within.short:
+            layout, counts, left = Kept(torch.stack(left)), [len(anchors) for anchors in left], []
+        found.features.extend(_rows(_split(out.pooler_output, counts), left))
         found.grids.extend(picture.grid for picture in pictures)
         found.samples.extend(owners)
         found.kinds.extend([kind] * len(pictures))
@@ -111,7 +118,8 @@ def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), f
             found.deepstack.extend([] for _ in range(level + 1 - len(found.deepstack)))
             found.deepstack[level].extend(_split(features, counts))
         for name, rows in gauges.read(layout, inputs, counts, whole).items():
-            found.signals.setdefault(name, []).extend(rows)
+            alone = asked[name].name == "cls_query"  # one for the whole picture
+            found.signals.setdefault(name, []).extend(rows if alone else _rows(rows, left))
         if "size" in asked:
             merged = None if within is None else within.sizes()
             sizes = torch.ones(sum(counts)).split(counts) if merged is None else merged
@@ -169,6 +177,11 @@ def _split(features: Iterable[Tensor], counts: list[int]) -> list[Tensor]:
     """Features of each picture, from a list or tensor with another entry for each tile, picture or prompt."""
     flat = torch.cat([x.flatten(0, -2) for x in features])
     return list(flat.split(counts))
+
+
+def _rows(pictures: list[Tensor], left: list[Tensor]) -> list[Tensor]:
+    """Of each picture the rows that are left, or all of them where nothing is said."""
+    return [x[rows] for x, rows in zip(pictures, left, strict=True)] if left else pictures
 
 
 def _owners(where: Tensor, counts: list[int]) -> list[int]:

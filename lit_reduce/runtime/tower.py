@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from lit_reduce.backbones.families import Family
+from lit_reduce.backbones.layouts import Inputs, Layout
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.call import call, now
 from lit_reduce.runtime.packed import InRow
+from lit_reduce.runtime.registers import Registers
 from lit_reduce.runtime.within import Within, as_token
 from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
@@ -78,9 +80,13 @@ class InTower(Within):
                 self._replace(block, partial(self._block, number))
             self._replace(self.tower.attention(number), self._attention)
 
-    def sizes(self) -> Tensor | None:
+    def left(self, layout: Layout, inputs: Inputs, counts: list[int]) -> list[Tensor]:  # noqa: ARG002  (of `Within`)
         """See `Within`."""
-        return None if self.state is None else self.state.size
+        return list(self.state.anchors) if self.short and self.state is not None else []
+
+    def sizes(self) -> list[Tensor] | None:
+        """See `Within`."""
+        return None if self.state is None or self.state.size is None else list(self.state.size)
 
     def whole(self, text: str, block: int, x: Tensor, output: bool) -> Tensor:
         """See `Within`; where the features stay short, patches that are gone get zeros, which nobody will read."""
@@ -195,5 +201,7 @@ def install(model: Any, family: Family, reducer: Reducer, keep: Budget) -> Withi
     Raises:
         UserError: a tower, a point, a reducer or a signal that cannot be served.
     """
+    if reducer.kind == "register":
+        return Registers(model, family, reducer, keep)
     row = family.row(model)
     return InTower(model, family, reducer, keep) if row is None else InRow(model, row, reducer, keep)

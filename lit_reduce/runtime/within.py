@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_reduce.backbones.layouts import Inputs, Layout
 from lit_reduce.backbones.towers import Tower, tower_of
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
@@ -72,8 +73,18 @@ class Within:
         if vars(self.model).get(_NAME) is self:
             del vars(self.model)[_NAME]
 
-    def sizes(self) -> Tensor | None:
-        """Patches ``[T, k]`` that each feature stands for after the last pass; None where each is one patch."""
+    def left(self, layout: Layout, inputs: Inputs, counts: list[int]) -> list[Tensor]:  # noqa: ARG002  (others do)
+        """The original indices of the visual tokens of each picture that the last pass left; empty where it left all.
+
+        Args:
+            layout: How the tower's tokens become visual tokens.
+            inputs: The model's inputs.
+            counts: Visual tokens of each picture.
+        """
+        return []
+
+    def sizes(self) -> list[Tensor] | None:
+        """Patches ``[k]`` that each feature of a picture stands for; None where each is one patch."""
         return None
 
     def whole(self, text: str, block: int, x: Tensor, output: bool) -> Tensor:

@@ -37,6 +37,7 @@ HALVING = ("tome", "turbo")  # one call merges pairs, so at least half of the to
 # With weights, which stand here as they are before training, but none of them zero.
 SIZES = {"hidden_size": 6, "vision_hidden_size": 8, "width": 12, "heads": 3}
 TRAINED = [("packer", SIZES), ("packer", {**SIZES, "text": True, "levels": [0.5]})]
+TRAINED += [("falcon", {"hidden_size": 6, "vision_hidden_size": 6})]
 ALL = [(name, {}) for name in FREE] + VARIANTS + COUNTED + TRAINED
 GRIDS = [(1, 4, 6), (5, 3, 3), (2, 3, 4)]
 
