@@ -60,15 +60,17 @@ class DistillData(LightningDataModule):
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """Returns the share of one of ``world`` processes in the batch of a step."""
         teacher, count = self.held[0], len(self.groups)
-        picked = []
+        picked, numbers = [], list[int]()
         for place in range(rank, self.pictures * world, world):
             at = step * self.pictures * world + place
             order = np.random.default_rng([self.seed, 1, at // count]).permutation(count)
             outputs = teacher.outputs(self.groups[order[at % count]])
             n = len(outputs["lengths"])
             rng = np.random.default_rng([self.seed, 2, at])
-            picked.append((outputs, rng.permutation(n)[: self.turns].tolist()))
-        return make_batch(picked, step)
+            turns = rng.permutation(n)[: self.turns].tolist()
+            picked.append((outputs, turns))
+            numbers += [place * self.turns + i for i in range(len(turns))]
+        return make_batch(picked, step, numbers=numbers)
 
     def train_dataloader(self) -> Any:
         """Batches from the trainer's present step to the last."""
@@ -101,10 +103,3 @@ class _Steps(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         for step in range(self.first, self.last):
             yield self.make(step)
-
-
-def budget_of(step: int, seed: int, budgets: Sequence[int]) -> int:
-    """Draws the budget of a step: any count between the smallest and the largest, evenly on a log scale (elastic)."""
-    low, high = min(budgets), max(budgets)
-    share = np.random.default_rng([seed, 3, step]).random()
-    return round(float(np.exp(np.log(low) + share * (np.log(high) - np.log(low)))))

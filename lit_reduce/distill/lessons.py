@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from lit_reduce.distill.batch import Batch
+from lit_reduce.distill.gated import GATES
 from lit_reduce.distill.losses import hinge, listwise, reading
 from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.student import hard_logits, reduce, score, soft_logits
+from lit_reduce.ops.gates import budget_gap
 from lit_reduce.tokens import VisualTokens
 
 Answers = tuple[Tensor, Tensor, Tensor]  # logits, labels and rows, see `hard_logits`
@@ -37,6 +39,10 @@ class Lesson:
         """The student's answers, with a gradient into the reducer."""
         return hard_logits(self.model, self.reducer, self.batch, self.keep)
 
+    def penalty(self) -> dict[str, Tensor]:
+        """Further losses beside the answers, each with its weight in it; asked for after the answers."""
+        return {}
+
 
 class TokenLesson(Lesson):
     """New tokens: a warm-up, in which each becomes what the teacher's attention reads of its region; then answers."""
@@ -51,7 +57,7 @@ class TokenLesson(Lesson):
 
 
 class ScoreLesson(Lesson):
-    """Scores (CoViPAL): they follow the teacher's attention, then its answers too, through an exact-budget gate."""
+    """Scores (CoViPAL): they follow the teacher's attention, then its answers too, through a gate."""
 
     lasts = True
 
@@ -68,9 +74,16 @@ class ScoreLesson(Lesson):
         return {"loss": found["rank"] + self.settings.loss.hinge * found["hinge"], **found}
 
     def answers(self) -> Answers:
-        """Of the hard choice, with the gradient of the gate."""
+        """Of the gated tokens."""
         candidates = math.ceil(self.settings.candidates * self.keep)
-        return soft_logits(self.model, self.batch, self.scores, self.keep, self.settings.tau, candidates)
+        self.gated = GATES[self.settings.gate](self.batch, self.scores, self.keep, candidates, self.settings)
+        return soft_logits(self.model, self.batch, self.gated)
+
+    def penalty(self) -> dict[str, Tensor]:
+        """Random gates should not stray from the budget; the others cannot."""
+        if self.settings.gate != "concrete":
+            return {}
+        return {"budget": self.settings.loss.budget * budget_gap(self.gated.gates, self.keep)}
 
 
 class LayerLesson(Lesson):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from lit_reduce.distill.batch import Batch
-from lit_reduce.distill.data import budget_of
+from lit_reduce.distill.draws import budget_of
 from lit_reduce.distill.lessons import LESSONS
 from lit_reduce.distill.losses import answer_kl, row_mean
 from lit_reduce.distill.settings import TrainSettings
@@ -44,7 +44,9 @@ class Distiller(LightningModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """All losses of a batch; ``loss`` is their weighted sum, the rest is for the log."""
         s, weights = self.settings, self.settings.loss
-        keep = min(budget_of(batch.step, s.seed, s.budgets), batch.features.shape[1])
+        total, way = batch.features.shape[1], s.curriculum * s.steps
+        done = (batch.step + 1) / way if way else 1.0
+        keep = min(budget_of(batch.step, s.seed, s.budgets, s.budget_weights, done, total), total)
         lesson = LESSONS[self.reducer.guided](self.held[0], self.reducer, batch, keep, s)
         first = batch.step < s.guide_steps
         out = lesson.guidance() if first or lesson.lasts else {}
@@ -56,7 +58,9 @@ class Distiller(LightningModule):
         out["ce"] = row_mean(F.cross_entropy(logits.float(), labels, reduction="none"), rows, count)
         progress = (batch.step - s.guide_steps) / max(1, s.steps - s.guide_steps)
         share = weights.rank_first + (weights.rank_last - weights.rank_first) * min(1.0, max(0.0, progress))
-        return {"loss": weights.kl * out["kl"] + weights.ce * out["ce"] + share * guided, **out}
+        further = lesson.penalty()
+        loss = weights.kl * out["kl"] + weights.ce * out["ce"] + share * guided + sum(further.values())
+        return {"loss": loss, **out, **further}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; logs every loss."""

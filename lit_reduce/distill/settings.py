@@ -29,6 +29,7 @@ class LossSettings:
     rank_first: float = 2.0
     rank_last: float = 0.2
     temperature: float = 1.0
+    budget: float = 1.0
 
 
 @dataclass
@@ -42,6 +43,8 @@ class TrainSettings:
     output: str = "outputs/train"
     seed: int = 0
     budgets: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 192])
+    budget_weights: list[float] | None = None
+    curriculum: float = 0.0
     positions: str = "keep"
     guide_layers: list[int] | None = None
     guide_rows: str = "text"
@@ -49,7 +52,9 @@ class TrainSettings:
     steps: int = 300
     pictures: int = 8
     turns: int = 4
+    gate: str = "exact"
     tau: float = 0.3
+    relax: list[float] = field(default_factory=lambda: [1.0, 0.1])
     candidates: float = 1.5
     learning_rate: float = 1e-3
     weight_decay: float = 0.01

@@ -1,12 +1,13 @@
 """The student: the same backbone on the reduced stream, with gradients through its frozen layers into the reducer."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_reduce.distill.batch import Batch
-from lit_reduce.ops.gates import exact_budget, key_bias
+from lit_reduce.distill.gated import Gated
 from lit_reduce.reducer import Reducer, ScoringReducer
 from lit_reduce.runtime.call import call
 from lit_reduce.runtime.compact import compact
@@ -15,8 +16,6 @@ from lit_reduce.runtime.encode import IGNORE
 from lit_reduce.runtime.inside import Inside
 from lit_reduce.runtime.prompt import staged
 from lit_reduce.tokens import Budget, Reduction, VisualTokens
-
-FLOOR = 1e-6  # weight that a dropped key keeps in the backward pass, so that it can earn its way back
 
 
 def score(model: Any, reducer: ScoringReducer, batch: Batch) -> Tensor:
@@ -48,35 +47,17 @@ def hard_logits(model: Any, reducer: Reducer, batch: Batch, keep: int) -> tuple[
         inside.remove()
 
 
-def soft_logits(
-    model: Any, batch: Batch, scores: Tensor, keep: int, tau: float, candidates: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Answers of the best ``keep`` tokens, with a gradient into all scores through an exact-budget gate.
-
-    The forward pass is hard: it gives the logits of the gathered stream. The backward pass is that of a gate on every
-    visual key (CoViPAL stage 2). Only the ``candidates`` best tokens enter the decoder; the gates of the others are too
-    small to matter, and the sequence is a fraction of the whole.
-
-    Args:
-        model: The frozen backbone.
-        batch: Questions.
-        scores: ``[B, N]`` of the reducer.
-        keep: K.
-        tau: Softness of the gate, in units of the scores' spread.
-        candidates: At least ``keep``; N for the full gradient.
+def soft_logits(model: Any, batch: Batch, gated: Gated) -> tuple[Tensor, Tensor, Tensor]:
+    """Answers of the tokens that enter under gates, with a gradient into the scores that made them.
 
     Returns:
         As `hard_logits`.
     """
-    count = scores.shape[1]
-    spread = scores.detach().float().std(-1, keepdim=True).clamp_min(1e-3)
-    gates = exact_budget(scores.float() / spread, keep, tau)
-    order = scores.detach().sort(dim=-1, descending=True, stable=True).indices
-    hard = torch.zeros_like(gates, dtype=torch.bool).scatter(1, order[:, :keep], True)
-    inside = order[:, : min(max(candidates, keep), count)].sort(-1).values
-    bias = key_bias(gates.gather(1, inside), hard.gather(1, inside), floor=FLOOR)
-    short, _ = compact(model, batch.inputs, batch.encoded(model), _Chosen(inside), inside.shape[1])
-    return _answers(model, short, bias)
+    encoded = batch.encoded(model)
+    if gated.features is not None:
+        encoded = replace(encoded, features=list(gated.features.to(encoded.features[0].dtype)))
+    short, _ = compact(model, batch.inputs, encoded, _Chosen(gated.anchors), gated.anchors.shape[1])
+    return _answers(model, short, gated.bias)
 
 
 class _Chosen(Reducer):

@@ -18,6 +18,7 @@ from lit_reduce.data.groups import Group, group_rows
 from lit_reduce.data.jsonl import Row, read_rows
 from lit_reduce.distill.callbacks import MovingAverage, StepBar
 from lit_reduce.distill.data import DistillData
+from lit_reduce.distill.gated import GATES
 from lit_reduce.distill.logs import LOGGERS, quiet
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.settings import TrainSettings
@@ -96,6 +97,15 @@ def check(chosen: TrainSettings) -> None:
         raise UserError(f"table_budgets={chosen.table_budgets}: give counts of at least 1")
     if chosen.tau <= 0 or chosen.candidates < 1:
         raise UserError(f"tau={chosen.tau}, candidates={chosen.candidates}: tau must be above 0, candidates at least 1")
+    weights = chosen.budget_weights
+    if weights is not None and (len(weights) != len(chosen.budgets) or min(weights) < 0 or sum(weights) <= 0):
+        raise UserError(f"budget_weights={weights}: give one weight, 0 or more, for each of budgets={chosen.budgets}")
+    if not 0 <= chosen.curriculum <= 1:
+        raise UserError(f"curriculum={chosen.curriculum}: give a share of the steps, from 0 to 1")
+    if chosen.gate not in GATES:
+        raise UserError(f"gate={chosen.gate}: use {', '.join(GATES)}")
+    if not chosen.relax or min(chosen.relax) <= 0:
+        raise UserError(f"relax={chosen.relax}: give the first and the last softness, above 0")
     if chosen.guide_rows not in ("text", "answer"):
         raise UserError(f"guide_rows={chosen.guide_rows}: use text or answer")
     if chosen.positions not in ("keep", "renumber"):

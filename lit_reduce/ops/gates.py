@@ -1,4 +1,8 @@
-"""Gates: letting gradients through the choice of exactly K tokens."""
+"""Gates: letting gradients through the choice of K tokens.
+
+Exact: a hard choice whose gradient is that of soft gates with the same sum. Concrete: random gates that are open as
+often as wanted. Noise: what is not wanted drowns.
+"""
 
 import math
 from typing import Any
@@ -109,3 +113,48 @@ class _KeyBias(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (divisor,) = ctx.saved_tensors
         return grad / divisor, None, None
+
+
+def concrete(open_share: Tensor, uniform: Tensor, tau: float) -> Tensor:
+    """Binary concrete gates: ``sigmoid((logit(p) + logit(u)) / tau)``, open (above one half) with probability ``p``.
+
+    ``logit(u)`` of a uniform ``u`` is the difference of two Gumbel variables, so the sign of the sum is an exact draw
+    from Bernoulli(p), whatever ``tau``; the gates become 0 and 1 as it goes to 0.
+
+    Source: the binary concrete distribution (arXiv 1611.00712, arXiv 1611.01144).
+
+    Args:
+        open_share: ``[B, N]`` probabilities ``p``.
+        uniform: ``[B, N]`` in (0, 1).
+        tau: Softness, above 0.
+    """
+    if tau <= 0:
+        raise ValueError(f"tau={tau} is not positive")
+    share = open_share.clamp(1e-6, 1 - 1e-6)
+    return torch.sigmoid((share.logit() + uniform.to(share).logit()) / tau)
+
+
+def anneal(first: float, last: float, share: float) -> float:
+    """From ``first`` to ``last``, both above 0, in equal factors; ``share`` of the way, which ends at 1."""
+    return float(first * (last / first) ** min(1.0, max(0.0, share)))
+
+
+def budget_gap(gates: Tensor, k: int) -> Tensor:
+    """``(sum(m) / k - 1)^2``, the mean over rows of gates ``[B, N]``; in expectation the spread of a random count."""
+    return (gates.sum(-1) / k - 1).square().mean()
+
+
+def drown(features: Tensor, gate: Tensor, noise: Tensor, least: float = 1e-4) -> Tensor:
+    """Noise gate: ``sqrt(a) x + sqrt(1 - a) e``, so that what a token says is lost as its gate closes.
+
+    Where the noise is as large as the tokens, their mean square stays what it was, and the model reads numbers of the
+    size that it knows. Source: AutoSelect, arXiv 2603.07135 (variance-preserving noise gate).
+
+    Args:
+        features: ``[B, N, D]``.
+        gate: ``[B, N]`` in [0, 1].
+        noise: ``[B, N, D]``, of mean 0.
+        least: Gates are kept this far from 0 and 1, where the square root has no slope.
+    """
+    a = (least + (1 - 2 * least) * gate)[..., None].to(features)
+    return a.sqrt() * features + (1 - a).sqrt() * noise

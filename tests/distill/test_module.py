@@ -14,7 +14,6 @@ from lit_reduce.backbones import Backbone
 from lit_reduce.data.groups import Group
 from lit_reduce.distill import logs
 from lit_reduce.distill.callbacks import MovingAverage
-from lit_reduce.distill.data import budget_of
 from lit_reduce.distill.logs import LOGGERS, ContinuedCSV, run_id
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.teacher import Teacher
@@ -202,16 +201,6 @@ def said_by(tiny: Backbone, batch: Any) -> list[Tensor]:
         logits = run_decoder(tiny.model, {"input_ids": batch.ids, "attention_mask": batch.mask}, batch.features)
     best = logits.argmax(-1)[:, :-1]
     return [best[row][batch.labels[row, 1:] >= 0] for row in range(len(batch.ids))]
-
-
-def test_budgets_are_spread_evenly_on_a_log_scale_and_repeat() -> None:
-    drawn = [budget_of(step, 0, [192, 16, 64]) for step in range(800)]
-    assert drawn == [budget_of(step, 0, [16, 192]) for step in range(800)]
-    assert drawn != [budget_of(step, 1, [16, 192]) for step in range(800)]
-    assert 16 <= min(drawn) <= 17 < 186 <= max(drawn) <= 192
-    middle = sum(k < (16 * 192) ** 0.5 for k in drawn)
-    assert abs(middle - 400) < 60
-    assert {budget_of(step, 0, [32]) for step in range(20)} == {32}
 
 
 def test_batches_are_a_function_of_the_step_and_visit_every_picture(

@@ -6,6 +6,7 @@ import torch
 from lit_reduce.backbones import Backbone
 from lit_reduce.data.groups import Group
 from lit_reduce.distill.batch import Batch, make_batch
+from lit_reduce.distill.gated import exact
 from lit_reduce.distill.student import hard_logits, score, soft_logits
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.reducer import Reducer
@@ -18,7 +19,8 @@ from lit_reduce.runtime.encode import prompt_text
 def test_soft_equals_hard(tiny: Backbone, batch: Batch, covipal: Reducer, candidates: int, tau: float) -> None:
     with torch.no_grad():
         hard, labels, rows = hard_logits(tiny.model, covipal, batch, 10)
-        soft, *same = soft_logits(tiny.model, batch, score(tiny.model, covipal, batch), 10, tau, candidates)
+        gated = exact(score(tiny.model, covipal, batch), 10, tau, candidates)
+        soft, *same = soft_logits(tiny.model, batch, gated)
         other, *_ = hard_logits(tiny.model, covipal, batch, 9)
     # A dropped key keeps a weight of 1e-6.
     torch.testing.assert_close(soft, hard, atol=1e-3, rtol=0)
@@ -57,7 +59,7 @@ def test_gradients_reach_the_reducer_and_nothing_else(
 ) -> None:
     scores = score(tiny.model, covipal, batch)
     scores.retain_grad()
-    logits, labels, _ = soft_logits(tiny.model, batch, scores, 6, 0.3, candidates)
+    logits, labels, _ = soft_logits(tiny.model, batch, exact(scores, 6, 0.3, candidates))
     torch.nn.functional.cross_entropy(logits, labels).backward()
     order = scores.detach().argsort(1, descending=True)
     for grad, ranked in zip(scores.grad, order, strict=True):
@@ -72,7 +74,7 @@ def test_few_candidates_give_nearly_the_gradient_of_all(tiny: Backbone, batch: B
     grads = []
     for candidates in (36, 16):
         scores = torch.randn(5, 36, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        logits, labels, _ = soft_logits(tiny.model, batch, scores, 8, 0.1, candidates)
+        logits, labels, _ = soft_logits(tiny.model, batch, exact(scores, 8, 0.1, candidates))
         torch.nn.functional.cross_entropy(logits, labels).backward()
         grads.append(scores.grad)
     assert torch.nn.functional.cosine_similarity(*grads, dim=1).min() > 0.95
@@ -85,7 +87,7 @@ def test_the_gradient_points_to_better_choices(tiny: Backbone, batch: Batch) -> 
     optimizer = torch.optim.Adam([scores], lr=0.1)
     losses = []
     for _ in range(12):
-        logits, labels, _ = soft_logits(tiny.model, batch, scores, 6, 0.3, 36)
+        logits, labels, _ = soft_logits(tiny.model, batch, exact(scores, 6, 0.3, 36))
         loss = torch.nn.functional.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()

@@ -1,5 +1,6 @@
 """Gates: exact budgets, gradients against finite differences, and the bias inside a real attention."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_reduce.ops.gates import exact_budget, key_bias, straight_through
+from lit_reduce.ops.gates import anneal, budget_gap, concrete, drown, exact_budget, key_bias, straight_through
 from lit_reduce.ops.selectors import topk_sorted
 
 
@@ -135,3 +136,63 @@ def test_with_a_floor_dropped_keys_get_the_gradient_of_a_multiplying_gate():
     without = torch.full((1, 6), 0.5, dtype=torch.float64, requires_grad=True)
     attend(key_bias(without, hard))[0].square().sum().backward()
     assert torch.all(without.grad[~hard] == 0), "softmax hides them from the gradient too"
+
+
+@pytest.mark.parametrize("tau", [0.1, 1.0, 3.0])
+def test_concrete_gates_open_as_often_as_they_should(tau):
+    share = torch.tensor([0.02, 0.3, 0.5, 0.9], dtype=torch.float64)
+    uniform = torch.rand(40_000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gates = concrete(share.expand(40_000, 4), uniform, tau)
+    bound = 4 * (share * (1 - share) / 40_000).sqrt()
+    assert torch.all(((gates > 0.5).double().mean(0) - share).abs() < bound)
+    assert torch.equal(gates > 0.5, concrete(share.expand(40_000, 4), uniform, 0.7) > 0.5), "tau decides nothing"
+    # The distribution function: m <= x when logit(u) <= tau logit(x) - logit(p).
+    for x in (0.1, 0.5, 0.8):
+        below = 1 / (1 + math.exp(math.log(0.3 / 0.7) - tau * math.log(x / (1 - x))))
+        assert float((gates[:, 1] <= x).double().mean()) == pytest.approx(below, abs=0.01)
+
+
+def test_concrete_gates_become_hard_and_pass_the_gradient_of_the_formula():
+    share = torch.tensor([[0.3, 0.6]], dtype=torch.float64, requires_grad=True)
+    uniform = torch.tensor([[0.5, 0.2]], dtype=torch.float64)
+    (concrete(share, uniform, 0.5) * torch.tensor([1.0, 2.0])).sum().backward()
+    for i, (p, u, weight) in enumerate([(0.3, 0.5, 1.0), (0.6, 0.2, 2.0)]):
+        m = 1 / (1 + ((1 - p) * (1 - u) / (p * u)) ** 2)
+        assert float(share.grad[0, i]) == pytest.approx(weight * m * (1 - m) / (0.5 * p * (1 - p)), rel=1e-9)
+    hard = concrete(share.detach(), uniform, 1e-4)
+    torch.testing.assert_close(hard, torch.tensor([[0.0, 0.0]], dtype=torch.float64))
+    ends = concrete(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]]), 0.1)
+    torch.testing.assert_close(ends, torch.tensor([[0.0, 1.0]]))
+    with pytest.raises(ValueError, match="tau=0"):
+        concrete(share, uniform, 0)
+
+
+def test_softness_falls_by_equal_factors():
+    way = [anneal(1.0, 0.1, step / 4) for step in range(5)]
+    assert way[0] == 1
+    assert way[-1] == pytest.approx(0.1)
+    assert all(b / a == pytest.approx(0.1**0.25) for a, b in itertools.pairwise(way))
+    assert (anneal(1.0, 0.1, -1), anneal(1.0, 0.1, 7)) == (1.0, pytest.approx(0.1))
+
+
+def test_the_budget_gap_is_the_spread_of_the_count_in_expectation():
+    share = torch.rand(40, generator=torch.Generator().manual_seed(1))
+    gates = torch.bernoulli(share.expand(20_000, 40), generator=torch.Generator().manual_seed(2))
+    k = float(share.sum())
+    assert float(budget_gap(gates, k)) == pytest.approx(float((share * (1 - share)).sum()) / k**2, rel=0.05)
+    assert float(budget_gap(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]), 2)) == pytest.approx(0.125)
+
+
+def test_drowning_keeps_the_size_and_loses_the_token():
+    generator = torch.Generator().manual_seed(3)
+    features = 5 * torch.randn(1, 200, 400, generator=generator, dtype=torch.float64)
+    noise = 5 * torch.randn(1, 200, 400, generator=generator, dtype=torch.float64)
+    for a in (0.0, 0.3, 1.0):
+        made = drown(features, torch.full((1, 200), a), noise)
+        assert float(made.square().mean()) == pytest.approx(25, rel=0.03)
+        assert float((made * features).mean()) == pytest.approx(25 * math.sqrt(a), abs=0.5)
+    gate = torch.tensor([[0.0, 1.0, 0.25]], requires_grad=True)
+    x, e = torch.full((1, 3, 1), 2.0), torch.full((1, 3, 1), -1.0)
+    drown(x, gate, e).sum().backward()
+    assert torch.isfinite(gate.grad).all()
+    assert float(gate.grad[0, 2]) == pytest.approx(2 / (2 * 0.5) + 1 / (2 * math.sqrt(0.75)), rel=1e-3)
