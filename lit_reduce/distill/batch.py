@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_reduce.distill.teacher import SIGNAL, Outputs
+from lit_reduce.distill.teacher import PIXELS, SIGNAL, Outputs
 from lit_reduce.runtime.encode import IGNORE, Encoded, prompt_text
 
 
@@ -26,6 +26,9 @@ class Batch:
         top_ids: [A, k].
         step: Of training, from which budgets are drawn.
         signals: What the vision tower says beside its features, by name, one entry for each question.
+        pixels: What the vision tower reads, by the names of its inputs, one entry for each of P pictures; for reducers
+            inside the tower alone.
+        picture: [B], which of these pictures each question is about.
         numbers: [B] of each question within the step, over all processes; noise is drawn by them.
     """
 
@@ -39,12 +42,15 @@ class Batch:
     top_ids: Tensor
     step: int = 0
     signals: dict[str, Tensor] = field(default_factory=dict)
+    pixels: dict[str, Tensor] = field(default_factory=dict)
+    picture: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     numbers: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     def to(self, device: torch.device) -> "Batch":
         """Moves every tensor."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved, signals={name: x.to(device) for name, x in self.signals.items()})
+        signals, pixels = ({name: x.to(device) for name, x in held.items()} for held in (self.signals, self.pixels))
+        return replace(self, **moved, signals=signals, pixels=pixels)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -106,5 +112,15 @@ def make_batch(
         torch.cat(rows["top_ids"]),
         step,
         {name.removeprefix(SIGNAL): torch.stack(values).float() for name, values in told.items()},
-        numbers=torch.tensor(range(len(ids)) if numbers is None else numbers),
+        {name.removeprefix(PIXELS).strip(): _together(picked, name) for name in picked[0][0] if PIXELS in name},
+        torch.repeat_interleave(torch.arange(len(picked)), torch.tensor([len(turns) for _, turns in picked])),
+        torch.tensor(range(len(ids)) if numbers is None else numbers),
     )
+
+
+def _together(picked: Sequence[tuple[Outputs, Sequence[int]]], name: str) -> Tensor:
+    """What the tower reads of all pictures; tiles that a picture lacks are zeros, as processors pad them."""
+    rows = [outputs[name] for outputs, _ in picked]
+    most = max(row.shape[1] for row in rows) if rows[0].ndim == 5 else 0
+    rows = [torch.cat([row, row.new_zeros(1, most - row.shape[1], *row.shape[2:])], 1) if most else row for row in rows]
+    return torch.cat([row.float() if row.is_floating_point() else row for row in rows])

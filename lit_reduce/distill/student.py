@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.gated import Gated
+from lit_reduce.distill.pictures import registers, through_tower
 from lit_reduce.reducer import Reducer, ScoringReducer
 from lit_reduce.runtime.call import call
 from lit_reduce.runtime.compact import compact
@@ -25,7 +26,10 @@ def score(model: Any, reducer: ScoringReducer, batch: Batch) -> Tensor:
 
 
 def reduce(model: Any, reducer: Reducer, batch: Batch, keep: int) -> Reduction:
-    """The reduction of every picture of a batch, with gradient."""
+    """The reduction of every picture of a batch, with gradient; of registers, what became of them in the end."""
+    if reducer.kind == "register" and reducer.site == "encoder":
+        anchors, features, owner = registers(model, reducer, batch, keep)
+        return Reduction(anchors, features=features, assignment=owner)
     return call(reducer, batch.encoded(model).tokens(list(range(len(batch.ids))), reducer.signals), keep)
 
 
@@ -35,6 +39,9 @@ def hard_logits(model: Any, reducer: Reducer, batch: Batch, keep: int) -> tuple[
     Returns:
         Logits ``[A, V]`` and labels ``[A]`` of the answer tokens, and the row ``[A]`` of each.
     """
+    if reducer.site == "encoder":
+        encoded = through_tower(model, reducer, batch, keep)[0]
+        return _answers(model, compact(model, batch.inputs, encoded, reducer, 1.0)[0], None)
     encoded = batch.encoded(model)
     if reducer.site == "projector":
         return _answers(model, compact(model, batch.inputs, encoded, reducer, keep)[0], None)

@@ -17,11 +17,12 @@ from lit_reduce.data.groups import Group
 from lit_reduce.files import atomic_path
 from lit_reduce.runtime import encode
 from lit_reduce.runtime.decoder import embed
-from lit_reduce.runtime.encode import placeholders
+from lit_reduce.runtime.encode import encoder_keys, placeholders
 from lit_reduce.runtime.taps import Tap
 
 TOP = 64  # log-probabilities stored for each answer token; the rest of the vocabulary is one bucket
 SIGNAL = "signal "  # before the name of a signal among the outputs
+PIXELS = "pixels"  # asked for like a signal: what the tower reads, where the reducer acts inside it
 Outputs = dict[str, Tensor]
 
 
@@ -47,10 +48,12 @@ class Teacher:
             layers: Decoder layers whose text-to-image attention guides stage 1 (CoViPAL; which layers is our reading).
             rows: Whose attention counts: "text" (all tokens after the picture) or "answer".
             cache: Folder of the outputs, or None to compute them at every call.
-            signals: Of the vision tower, which the reducer asks for.
+            signals: Of the vision tower, which the reducer asks for; `PIXELS` for what the tower itself reads.
         """
-        self.backbone, self.layers, self.rows, self.signals = backbone, layers, rows, sorted(signals)
-        facts = json.dumps([backbone.identity.hash, layers, rows, TOP, 1, *self.signals])
+        asked = sorted(signals)
+        self.backbone, self.layers, self.rows = backbone, layers, rows
+        self.signals, self.pixels = [name for name in asked if name != PIXELS], PIXELS in asked
+        facts = json.dumps([backbone.identity.hash, layers, rows, TOP, 1, *asked])
         self.cache = cache / hashlib.sha256(facts.encode()).hexdigest()[:16] if cache else None
 
     def outputs(self, group: Group) -> Outputs:
@@ -59,7 +62,8 @@ class Teacher:
         Returns:
             features [N, D]; grid [3]; prefix [P] (ids up to the picture's end); and for its n turns of S tokens in all:
             suffix [S], lengths [n, 2] (question and answer tokens), guide [n, N] (attention, sums to 1), top [A, 64]
-            log-probabilities and their vocabulary ids top_ids [A, 64] for the A answer tokens; and each signal.
+            log-probabilities and their vocabulary ids top_ids [A, 64] for the A answer tokens; each signal; and what
+            the tower reads, where that was asked for.
         """
         if self.cache is None:
             return self._compute(group)
@@ -101,6 +105,9 @@ class Teacher:
             "top": values.half(), "top_ids": ids.int(),
         }  # fmt: skip
         out |= {SIGNAL + name: encoded.signals[name][0].half() for name in self.signals}
+        for name in encoder_keys(model) if self.pixels else ():
+            if first.get(name) is not None:
+                out[f"{PIXELS} {name}"] = first[name].half() if first[name].is_floating_point() else first[name]
         return {name: x.cpu() for name, x in out.items()}
 
     def _split(self, first: dict[str, Any], prompts: list[str], picture: Any) -> tuple[Tensor, list[list[int]]]:

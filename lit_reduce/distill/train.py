@@ -22,7 +22,7 @@ from lit_reduce.distill.gated import GATES
 from lit_reduce.distill.logs import LOGGERS, quiet
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.settings import TrainSettings
-from lit_reduce.distill.teacher import Teacher
+from lit_reduce.distill.teacher import PIXELS, Teacher
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate.plan import Plan
 from lit_reduce.evaluate.report import markdown, summary, write_report
@@ -50,7 +50,7 @@ def train(chosen: TrainSettings) -> None:
     seed_everything(chosen.seed, verbose=False)
     backbone = load(chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision)
     total = backbone.identity.tokens
-    if max(chosen.val_budgets) > total:
+    if total and max(chosen.val_budgets) > total:
         raise UserError(
             f"val_budgets={chosen.val_budgets}: a picture has {total} visual tokens here; give at most {total}"
         )
@@ -58,7 +58,8 @@ def train(chosen: TrainSettings) -> None:
     groups, val_groups = training_groups(chosen)
     files.save(chosen, output / "settings.yaml")
     layers = guide_layers(chosen, backbone)
-    teacher = Teacher(backbone, layers, chosen.guide_rows, _cache(chosen), from_tower(reducer))
+    signals = from_tower(reducer) if reducer.site != "encoder" else {PIXELS}  # those it gets inside the tower
+    teacher = Teacher(backbone, layers, chosen.guide_rows, _cache(chosen), signals)
     data = DistillData(
         teacher, groups, val_groups, pictures=chosen.pictures, turns=chosen.turns, steps=chosen.steps, seed=chosen.seed
     )
@@ -206,7 +207,8 @@ def compare(chosen: TrainSettings, backbone: Backbone, reducer: Reducer) -> Resu
     rows, total = test_rows(chosen)
     plans = {chosen.reducer.name: Plan(reducer, positions=chosen.positions)}
     plans |= {name: Plan(create(name)) for name in chosen.yardsticks}
-    keeps = [k for k in chosen.table_budgets if k <= backbone.identity.tokens]
+    most = backbone.identity.tokens or max(chosen.table_budgets)  # 0 where the count depends on the picture
+    keeps = [k for k in chosen.table_budgets if k <= most]
     with tqdm(total=total, desc="table", unit="row") as bar:
         return evaluate(backbone, plans, keeps, rows, chosen.table_batch, bar.update, timing_runs=chosen.runs)
 
