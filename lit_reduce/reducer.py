@@ -18,7 +18,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 
 KINDS = ("select", "resample", "register", "skip", "recall", "policy")
 SITES = ("encoder", "projector", "decoder", "cache")
-GUIDED = ("", "scores", "tokens", "layers")
+GUIDED = ("", "scores", "tokens", "layers", "keys")
 ENTRY_POINTS = "lit_reduce.reducers"
 
 

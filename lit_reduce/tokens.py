@@ -61,6 +61,7 @@ class Reduction:
         scores: ``[B, N]``, for overlays and training.
         assignment: ``[B, N]`` int64, which of the K tokens each original one went into, -1 for none.
         size: ``[B, K]``, how many original tokens each stands for, or None when the method does not say.
+        memory: ``[B, N, S]``, what layers of the language model may look back at (kind ``recall``); anything.
         weight: ``[B, N]``, of kind ``skip`` only: a token that stays becomes ``h + w (layer(h) - h)``, one that passes
             the layer by ``w h``; None leaves both as they are.
     """
@@ -71,6 +72,7 @@ class Reduction:
     scores: Tensor | None = None
     assignment: Tensor | None = None
     size: Tensor | None = None
+    memory: Tensor | None = None
     weight: Tensor | None = None
 
     def gather(self, tokens: VisualTokens) -> Tensor:

@@ -121,4 +121,4 @@ class LayerLesson(Lesson):
         return self.said
 
 
-LESSONS = {"": Lesson, "tokens": TokenLesson, "scores": ScoreLesson, "layers": LayerLesson}
+LESSONS = {"": Lesson, "tokens": TokenLesson, "scores": ScoreLesson, "layers": LayerLesson, "keys": Lesson}

@@ -16,6 +16,7 @@ from lit_reduce.runtime.decoder import run_decoder
 from lit_reduce.runtime.encode import IGNORE
 from lit_reduce.runtime.inside import Inside
 from lit_reduce.runtime.prompt import staged
+from lit_reduce.runtime.recall import Bank, looking_back
 from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
 
@@ -44,7 +45,9 @@ def hard_logits(model: Any, reducer: Reducer, batch: Batch, keep: int) -> tuple[
         return _answers(model, compact(model, batch.inputs, encoded, reducer, 1.0)[0], None)
     encoded = batch.encoded(model)
     if reducer.site == "projector":
-        return _answers(model, compact(model, batch.inputs, encoded, reducer, keep)[0], None)
+        short, logical = compact(model, batch.inputs, encoded, reducer, keep)
+        with looking_back(model, reducer, Bank.of(model, reducer, batch.inputs, short, logical)):
+            return _answers(model, short, None)
     short, logical = compact(model, batch.inputs, encoded, reducer, 1.0)
     inside = Inside(model, decoder=reducer)
     try:

@@ -41,7 +41,7 @@ class Plan:
     @property
     def shares_encoding(self) -> bool:
         """Whether the tower runs as in the plain model, and all that is dropped is dropped behind it."""
-        return self.reducer is None or self.reducer.site == "projector"
+        return self.reducer is None or (self.reducer.site == "projector" and self.reducer.kind != "recall")
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a plug-in of another backbone, and a budget above its token count, before anything runs.

@@ -19,6 +19,7 @@ from lit_reduce.backbones.families import family_of
 from lit_reduce.backbones.identity import identify
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import check_backbone, open_reducer
+from lit_reduce.recall import RecallReducer
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime import tower
 from lit_reduce.runtime.compact import Keep, Logical, compact
@@ -27,6 +28,7 @@ from lit_reduce.runtime.encode import encode
 from lit_reduce.runtime.flow import Prompt
 from lit_reduce.runtime.inside import Inside, Recall, stages_of
 from lit_reduce.runtime.prompt import acts, staged
+from lit_reduce.runtime.recall import Bank, Recalling
 from lit_reduce.runtime.rows import from_tower
 from lit_reduce.tokens import Budget
 
@@ -83,6 +85,7 @@ class Attachment:
         self.stats = Stats()
         self.logical: Logical | None = None
         self._prompt: Prompt | None = None
+        self._bank: Bank | None = None
         self._undo: list[Callable[[], None]] = []
         if "encoder" in sites:  # first, because it may refuse the tower
             self._undo.append(tower.install(model, self.family, *sites["encoder"]).remove)
@@ -90,6 +93,10 @@ class Attachment:
         self.inside = Inside(model, **acting) if acting else None
         if self.inside is not None:
             self._undo.append(self.inside.remove)
+        looking = sites["projector"][0] if "projector" in sites else None
+        self.recalling = Recalling(model, looking) if isinstance(looking, RecallReducer) else None
+        if self.recalling is not None:
+            self._undo.append(self.recalling.remove)
         self._before = {name: vars(model)[name] for name in _METHODS if name in vars(model)}
         self._compiled = {name: vars(model).pop(name) for name in _COMPILED if name in vars(model)}
         vars(model)[_NAME] = self  # past nn.Module's registration, so that the state dict does not know
@@ -101,6 +108,11 @@ class Attachment:
         """Complain now, not in the middle of an evaluation."""
         tokens, depth = self.family.tokens(self.model.config), len(self.model.get_decoder().layers)
         for site, (reducer, keep) in self.sites.items():
+            if isinstance(reducer, RecallReducer) and (len(self.sites) > 1 or self.positions != "keep"):
+                raise UserError(
+                    f"'{reducer.name}' looks back at the whole picture in its original places; attach it alone, and "
+                    "leave positions=keep"
+                )
             if site in INSIDE:
                 kernel = self.model.get_decoder().config._attn_implementation
                 if "flex" in (kernel or "") or "paged" in (kernel or ""):
@@ -150,12 +162,21 @@ class Attachment:
             sites = {site: self.sites[site] for site in INSIDE if site in self.sites}
             prompt = staged(self.model, short, logical, encoded, sites)
             self._prompt = prompt if self.inside.recall or acts(prompt) else None
+        self._bank = None if self.recalling is None else Bank.of(self.model, reducer, inputs, short, logical)
         self.record(sum(logical.kept), sum(logical.total), logical)
         return short, logical
 
-    def reading(self, padded: bool = False) -> AbstractContextManager[None]:
-        """While it lasts, the language model reads what was shortened last, perhaps with a padding token before it."""
+    def reading(self, padded: bool = False, fresh: int = 0) -> AbstractContextManager[None]:
+        """While it lasts, the language model reads what was shortened last, perhaps with a padding token before it.
+
+        Args:
+            padded: Whether there is one.
+            fresh: Of a turn without new images, the tokens that the cache does not hold yet.
+        """
         prompt, self._prompt = self._prompt, None
+        bank, self._bank = self._bank, None
+        if self.recalling is not None:
+            return self.recalling.reading(bank.moved(1) if bank is not None and padded else bank, fresh)
         prompt = prompt.behind_padding() if prompt is not None and padded else prompt
         return nullcontext() if self.inside is None else self.inside.reading(prompt)
 
@@ -182,6 +203,8 @@ class Attachment:
     def record_inside(self) -> None:
         """Remember what the call did inside the language model as well."""
         inside, logical = self.inside, self.logical
+        if self.recalling is not None:
+            self.stats = replace(self.stats, reducer_ms=self.stats.reducer_ms + self.recalling.spent)
         if inside is None or logical is None or not inside.counts or not logical.kept:
             return
         many = len(inside.pictures) // len(logical.kept)  # beams and repeated samples count once

@@ -20,6 +20,7 @@ from lit_reduce.runtime.visual import Visual
 from lit_reduce.tokens import Budget
 
 Keep = int | float | str | Budget
+Memory = tuple[Tensor, Tensor]
 ALONGSIDE = {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": IGNORE}  # one entry a token, and what padding gets
 
 
@@ -38,6 +39,8 @@ class Logical:
         kept: And after.
         layers: See `per_layer`; empty where all layers work on what is kept.
         reducer_ms: Time spent in reducing and shortening, in milliseconds.
+        memories: For images that layers of the language model look back at (kind ``recall``): what `Reduction.memory`
+            holds ``[N, S]``, and which of the kept tokens each of the N went into, -1 for none.
     """
 
     selected: Tensor
@@ -50,6 +53,7 @@ class Logical:
     kept: list[int]
     reducer_ms: float
     layers: list[float] = field(default_factory=list)
+    memories: dict[int, Memory] = field(default_factory=dict)
 
     @property
     def per_layer(self) -> list[float]:
@@ -85,7 +89,8 @@ def compact(
         raise UserError(f"positions='{positions}' is not known; use 'keep' or 'renumber'")
     ids = inputs["input_ids"]
     start = now(ids)
-    features, stays, rows = reduce_images(encoded, reducer, keep)
+    memories: dict[int, Memory] = {}
+    features, stays, rows = reduce_images(encoded, reducer, keep, memories)
     anchors = rows
     if encoded.anchors:  # the tower has reduced already
         anchors = [first[row] for first, row in zip(encoded.anchors, rows, strict=True)]
@@ -122,11 +127,15 @@ def compact(
     if getattr(model.base_model, "rope_deltas", None) is not None:  # positions of a later turn: cached tokens + deltas
         model.base_model.rope_deltas = model.base_model.rope_deltas + (mask.sum(1) - valid.sum(1))[:, None]
     spent = 1000 * (now(ids) - start) + encoded.spent
-    return short, Logical(selected, order, valid, places, anchors, encoded.grids, before, after, spent)
+    return short, Logical(
+        selected, order, valid, places, anchors, encoded.grids, before, after, spent, memories=memories
+    )
 
 
-def reduce_images(encoded: Encoded, reducer: Reducer, keep: Keep) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Call the reducer on each group of images of equal count and grid.
+def reduce_images(
+    encoded: Encoded, reducer: Reducer, keep: Keep, memories: dict[int, Memory] | None = None
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Call the reducer on each group of images of equal count and grid; what it remembers goes into ``memories``.
 
     Returns:
         For each image the new tokens ``[k_i, D]``, which of those encoded stay ``[n_i]``, and the anchors ``[k_i]``.
@@ -149,6 +158,8 @@ def reduce_images(encoded: Encoded, reducer: Reducer, keep: Keep) -> tuple[list[
         for row, i in enumerate(images):
             real = slice(None) if valid is None else valid[row]
             features[i], stays[i], anchors[i] = new[row][real], stay[row], reduction.anchors[row][real]
+            if memories is not None and reduction.memory is not None and reduction.assignment is not None:
+                memories[i] = reduction.memory[row], reduction.assignment[row]
     return features, stays, anchors
 
 

@@ -44,7 +44,7 @@ def reduced_generate(
     _count_lengths(generation_config or self.model.generation_config, kwargs, dropped)
     padded = kwargs.get("use_cache") is False
     short = _with_padding(short) if padded else short
-    with self.plain_forward(), self.reading(padded):
+    with self.plain_forward(), self.reading(padded, short["input_ids"].shape[1] - cached_length(cache)):
         out = plain(None, generation_config, *args, **short, **kwargs)
         self.record_inside()
     sequences = out if isinstance(out, Tensor) else out.sequences
@@ -177,7 +177,7 @@ def _refuse_modes(self: "Attachment", config: Any, kwargs: dict[str, Any]) -> No
             f"tokens of '{self.family.name}' see some that come behind them, and chunks of the prompt hide these; "
             "leave out prefill_chunk_size"
         )
-    if self.inside is None:
+    if self.inside is None and self.recalling is None:
         return
     if asked("prefill_chunk_size"):
         raise UserError(

@@ -43,9 +43,10 @@ class Call:
 
     def rows(self, asked: Rows) -> Tensor:
         """Probabilities ``[B, H, R, K]`` in float32 of some queries, see `Tap`."""
-        return self._logits(asked).softmax(-1)
+        return self.logits(asked).softmax(-1)
 
-    def _logits(self, asked: Rows) -> Tensor:
+    def logits(self, asked: Rows) -> Tensor:
+        """The logits ``[B, H, R, K]`` of some queries in float32, what they do not see masked."""
         count, keys = self.q.shape[2], self.k.shape[2]
         logits = _scores(_rows(self.q, asked), self.k) * self.scaling
         mask = self.mask
@@ -67,7 +68,7 @@ class Call:
         """
         total = seen = torch.zeros((), device=self.q.device)
         for start in range(prefix, self.q.shape[2], CHUNK):
-            logits = self._logits(slice(start, min(start + CHUNK, self.q.shape[2])))
+            logits = self.logits(slice(start, min(start + CHUNK, self.q.shape[2])))
             hidden = logits[:, 0] < torch.finfo(self.q.dtype).min / 2  # masks are -inf or the dtype's lowest value
             total, seen = total + logits.softmax(-1).mean(1).sum(1), seen + (~hidden).sum(1)
         return total / seen.clamp(min=1)
@@ -104,6 +105,10 @@ class Tap:
     def see(self, call: Call) -> None:
         """Read one call."""
         self.rows.append(self.asked(call) if callable(self.asked) else call.rows(self.asked))
+
+    def change(self, out: Tensor) -> Tensor:
+        """What the module puts out ``[B, Q, H, d]``; a tap that does more than look returns something else."""
+        return out
 
 
 def _rows(x: Tensor, asked: Rows) -> Tensor:
@@ -152,7 +157,8 @@ def _tapped(
         view._tap.see(Call(q, k, v, attention_mask, scaling, causal))
     module.config = view._base  # flash attention reads its kernel's name from here
     try:
-        return attend(module, query, key, value, attention_mask, **kwargs)
+        out, weights = attend(module, query, key, value, attention_mask, **kwargs)
+        return view._tap.change(out), weights
     finally:
         module.config = view
 
