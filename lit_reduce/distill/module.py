@@ -1,6 +1,7 @@
 """The Distiller: trains any reducer against the frozen backbone that it will be plugged into."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lit_reduce.distill.losses import answer_kl, row_mean
 from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.student import hard_logits
 from lit_reduce.reducer import Reducer
+from lit_reduce.runtime.recompute import recomputed
 
 
 class Distiller(LightningModule):
@@ -52,7 +54,8 @@ class Distiller(LightningModule):
         out = lesson.guidance() if first or lesson.lasts else {}
         if first and out:
             return out
-        logits, labels, rows = lesson.answers()
+        with recomputed(self.held[0]) if s.checkpointing else nullcontext():
+            logits, labels, rows = lesson.answers()
         guided, count = out.pop("loss", torch.zeros(())), len(batch.ids)
         out["kl"] = row_mean(answer_kl(logits, batch.top, batch.top_ids, weights.temperature), rows, count)
         out["ce"] = row_mean(F.cross_entropy(logits.float(), labels, reduction="none"), rows, count)

@@ -57,11 +57,13 @@ class TrainSettings:
     relax: list[float] = field(default_factory=lambda: [1.0, 0.1])
     candidates: float = 1.5
     learning_rate: float = 1e-3
+    lr_find: bool = False
     weight_decay: float = 0.01
     warmup: int = 30
     clip: float = 1.0
     ema: float = 0.98
     precision: str = "32-true"
+    checkpointing: bool = False
     val_every: int = 100
     val_budgets: list[int] = field(default_factory=lambda: [64, 32])
     patience: int | None = None

@@ -19,9 +19,11 @@ from lit_reduce.data.jsonl import Row, read_rows
 from lit_reduce.distill.callbacks import MovingAverage, StepBar
 from lit_reduce.distill.data import DistillData
 from lit_reduce.distill.gated import GATES
+from lit_reduce.distill.keys import PICTURES, teach_keys
 from lit_reduce.distill.logs import LOGGERS, quiet
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.settings import TrainSettings
+from lit_reduce.distill.sweep import show, sweep
 from lit_reduce.distill.teacher import PIXELS, Teacher
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate.plan import Plan
@@ -63,6 +65,12 @@ def train(chosen: TrainSettings) -> None:
     data = DistillData(
         teacher, groups, val_groups, pictures=chosen.pictures, turns=chosen.turns, steps=chosen.steps, seed=chosen.seed
     )
+    if chosen.lr_find:
+        with quiet():
+            data.prepare_data()
+            found = sweep(chosen, backbone.model, reducer, data)
+        print(show(found, output / "lr_find.png"), end="")
+        return
     start = time.monotonic()
     trainer, average = fit(chosen, backbone.model, reducer, data, output)
     minutes = (time.monotonic() - start) / 60
@@ -113,7 +121,13 @@ def check(chosen: TrainSettings) -> None:
         raise UserError(f"positions={chosen.positions}: use keep or renumber")
     if chosen.logger not in LOGGERS:
         raise UserError(f"logger={chosen.logger}: use {', '.join(LOGGERS)}")
-    if not find(chosen.reducer.name).trained:
+    cls = find(chosen.reducer.name)
+    if chosen.checkpointing and (cls.site in ("decoder", "cache") or cls.kind == "recall"):
+        raise UserError(
+            f"checkpointing=true: {chosen.reducer.name} acts inside the language model, whose layers cannot be run "
+            "twice then; leave it false"
+        )
+    if not cls.trained:
         raise UserError(f"reducer {chosen.reducer.name} has nothing to train; use it by name in predict and evaluate")
     for name in chosen.yardsticks:
         if find(name).trained:
@@ -157,6 +171,8 @@ def fit(
     module, average = Distiller(model, reducer, chosen), MovingAverage(chosen.ema)
     checkpoint = output / "last.ckpt"
     step = check_checkpoint(checkpoint, module)
+    if reducer.guided == "keys" and not checkpoint.is_file():
+        teach_keys(model, reducer, (data.held[0].outputs(group) for group in data.groups[:PICTURES]))
     last = ModelCheckpoint(
         output, filename="last", every_n_train_steps=chosen.save_every, save_top_k=1, enable_version_counter=False
     )

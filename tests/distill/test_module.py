@@ -18,7 +18,8 @@ from lit_reduce.distill.logs import LOGGERS, ContinuedCSV, run_id
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.distill.train import fit
-from lit_reduce.reducer import Reducer
+from lit_reduce.evaluate.resources import peak_bytes
+from lit_reduce.reducer import Reducer, create
 from lit_reduce.tokens import Reduction, VisualTokens
 
 
@@ -285,3 +286,29 @@ def test_tensorboard_shows_a_resumed_step_once(tmp_path: Path) -> None:
     seen.Reload()
     found = [(event.step, event.value) for event in seen.Scalars("loss")]
     assert found == [(step, 1.0 if step < 3 else 2.0) for step in range(8)]
+
+
+@pytest.mark.parametrize("name", ["covipal", "packer"])
+def test_checkpointing_changes_memory_and_nothing_else(tiny: Backbone, batch: Any, make: Any, name: str) -> None:
+    found, peaks = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        options = {"hidden_size": 32, "width": 16, "heads": 2}
+        reducer = create(name, **options)
+        for weight in reducer.parameters():
+            nn.init.normal_(weight, std=0.3)
+        chosen = make.settings(Path("unused"), checkpointing=checkpointing, guide_steps=0, budgets=[20, 20])
+        module = Distiller(tiny.model, reducer, chosen)
+
+        def step(module: Distiller = module) -> None:
+            losses = module.losses(batch)
+            losses["loss"].backward()
+            found.append((losses["loss"].detach(), [x.grad.clone() for x in module.reducer.parameters()]))
+
+        peaks.append(peak_bytes(step, torch.device("cpu")))
+    (plain, grads), (again, same) = found
+    assert torch.equal(again, plain)
+    for one, other in zip(grads, same, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-7)
+    assert peaks[1] < 0.8 * peaks[0]
+    assert all("forward" not in vars(layer) for layer in tiny.model.get_decoder().layers)

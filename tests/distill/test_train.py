@@ -75,6 +75,16 @@ def test_from_questions_to_a_plug_in_that_predicts(
     assert (answered["visual_tokens"], answered["kept_tokens"]) == (36, 9)
 
 
+def test_a_learning_rate_is_found_without_training(
+    chosen: TrainSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(replace(chosen, lr_find=True))
+    said, out = capsys.readouterr().out, tmp_path / "out"
+    assert said.startswith("learning rate")
+    assert "lr_find.png" in said.splitlines()[-1]
+    assert sorted(path.name for path in out.iterdir()) == ["lr_find.png", "settings.yaml"]
+
+
 BAD: dict[str, tuple[Callable[[TrainSettings, Path], Any], str]] = {
     "no steps": (lambda s, _: replace(s, steps=0), "steps=0"),
     "no budget": (lambda s, _: replace(s, budgets=[]), "budgets="),
@@ -85,6 +95,14 @@ BAD: dict[str, tuple[Callable[[TrainSettings, Path], Any], str]] = {
     "a table budget of nothing": (lambda s, _: replace(s, table_budgets=[0]), "table_budgets"),
     "a hard gate": (lambda s, _: replace(s, tau=0.0), "tau"),
     "unknown rows": (lambda s, _: replace(s, guide_rows="image"), "guide_rows=image"),
+    "too few weights": (lambda s, _: replace(s, budget_weights=[1.0]), "budget_weights"),
+    "a negative weight": (lambda s, _: replace(s, budget_weights=[1.0, -1.0]), "budget_weights"),
+    "a curriculum beyond the end": (lambda s, _: replace(s, curriculum=1.5), "curriculum=1.5"),
+    "an unknown gate": (lambda s, _: replace(s, gate="garden"), "use exact, concrete, noise"),
+    "softness of nothing": (lambda s, _: replace(s, relax=[1.0, 0.0]), "relax="),
+    "layers that cannot be run twice": (
+        lambda s, _: replace(s, checkpointing=True, reducer=ReducerSettings("mod")), "checkpointing=true: mod acts inside",
+    ),
     "unknown positions": (lambda s, _: replace(s, positions="new"), "positions=new"),
     "unknown logger": (lambda s, _: replace(s, logger="paper"), "logger=paper"),
     "unknown precision": (lambda s, _: replace(s, precision="31"), "precision=31"),
