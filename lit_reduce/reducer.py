@@ -65,7 +65,7 @@ class Reducer(nn.Module):
         kind: One of `KINDS`, what it does.
         site: One of `SITES`, where it acts.
         signals: The inputs that it needs beside the features, see `VisualTokens.signals`. An instance may change kind,
-            site and signals, where they follow from its settings.
+            site, signals and guided, where they follow from its settings.
         trained: Whether it has weights that distillation trains.
         guided: What the teacher's attention can teach before its answers do: one of `GUIDED`, "" for nothing.
         paper: The source, for lists and model cards.
@@ -77,7 +77,7 @@ class Reducer(nn.Module):
     site: str = "projector"
     signals: frozenset[str] = frozenset()
     trained: ClassVar[bool] = False
-    guided: ClassVar[str] = ""
+    guided: str = ""
     paper: ClassVar[str] = ""
     config_class: ClassVar[type[ReducerConfig]] = ReducerConfig
 

@@ -15,6 +15,8 @@ from lit_reduce.runtime.encode import placeholders
 from lit_reduce.runtime.rotary import unrotated
 from lit_reduce.runtime.taps import Call, Tap
 
+PICTURES = 64  # that maps are regressed on: some ten thousand tokens or more
+
 
 @torch.no_grad()
 def keys_and_values(model: Any, prefix: Tensor, features: Tensor, layers: Sequence[int]) -> Tensor:
