@@ -1,6 +1,7 @@
 """p-MoD: mixture of depths. At each layer a router says which visual tokens it works on; the others pass it by."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ class Mod(ScoringReducer):
     pass by become ``w h``, as in p-MoD. On a frozen model the paper's 0.2 would grow or shrink a token that passes many
     layers several fold, therefore the smaller ``alpha``; and ``sigmoid`` is doubled, to start at 1 (our reading).
 
-    Source: p-MoD, arXiv 2412.04449; VideoLLM-MoD, arXiv 2408.16730 (preset ``videollm_mod``).
+    Source: p-MoD, arXiv 2412.04449.
     """
 
     name = "mod"
@@ -67,7 +68,7 @@ class Mod(ScoringReducer):
     def __init__(self, config: ModConfig | None = None) -> None:
         super().__init__(config)
         if not 0 <= self.config.alpha < 1:
-            raise UserError(f"mod: alpha={self.config.alpha}: give 0 to less than 1")
+            raise UserError(f"{self.name}: alpha={self.config.alpha}: give 0 to less than 1")
         self.routers = nn.Parameter(torch.zeros(self.config.depth, self.config.hidden_size))
         self.bias = nn.Parameter(torch.zeros(self.config.depth))
 
@@ -78,20 +79,22 @@ class Mod(ScoringReducer):
             UserError: another number of layers than routers, or a budget that layers without a router exceed alone.
         """
         if depth != self.config.depth:
-            raise UserError(f"mod: this one has routers for {self.config.depth} layers, the decoder has {depth} layers")
+            raise UserError(
+                f"{self.name}: this one has routers for {self.config.depth} layers, the decoder has {depth}"
+            )
         if self.config.schedule == "decay":
             return dict(enumerate(cosine_decay(depth, tokens, keep)))
         routed = list(range(depth))[1::2] if self.config.schedule == "alternate" else list(range(depth))
         left = keep * depth - tokens * (depth - len(routed))
         if left < len(routed):
             least = tokens - ((tokens - 1) * len(routed)) // depth
-            raise UserError(f"mod: with schedule=alternate layers see {least} of {tokens} tokens at least, not {keep}")
+            raise UserError(f"{self.name}: keep={keep}: layers without a router see all {tokens}; give {least} or more")
         return dict(zip(routed, even_shares(left, len(routed)), strict=True))
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """The layer's logits ``[B, N]``."""
         if not 0 <= tokens.layer < self.config.depth:
-            raise UserError(f"mod: no router for layer {tokens.layer}, only for 0 to {self.config.depth - 1}")
+            raise UserError(f"{self.name}: no router for layer {tokens.layer}, only for 0 to {self.config.depth - 1}")
         x = F.rms_norm(tokens.features, tokens.features.shape[-1:], eps=1e-6)
         return x @ self.routers[tokens.layer] + self.bias[tokens.layer]
 
@@ -107,3 +110,33 @@ class Mod(ScoringReducer):
         if not self.config.symmetric:
             weight = torch.where(stays, weight, 1)
         return Reduction(places(stays, keep), scores=logits, weight=weight)
+
+
+def _instead(name: str, default: Any) -> Any:
+    """The field of `ModConfig` with another default."""
+    return field(default=default, metadata=ModConfig.__dataclass_fields__[name].metadata)
+
+
+@dataclass
+class VideoLLMModConfig(ModConfig):
+    """`ModConfig` as VideoLLM-MoD has it."""
+
+    schedule: str = _instead("schedule", "alternate")
+    weight: str = _instead("weight", "sigmoid")
+    symmetric: bool = _instead("symmetric", False)
+    per_frame: bool = _instead("per_frame", True)
+
+
+@register
+class VideoLLMMod(Mod):
+    """`Mod` with other settings: every second layer works on a constant share of each frame of a video.
+
+    The layers between see all tokens, so ``keep`` is more than half of them: 60 % is the paper's fifth at the routed
+    ones. Which layers these are, and how the weight follows from the logit, is our reading.
+
+    Source: VideoLLM-MoD, arXiv 2408.16730.
+    """
+
+    name = "videollm_mod"
+    paper = "VideoLLM-MoD, arXiv 2408.16730"
+    config_class = VideoLLMModConfig

@@ -117,3 +117,61 @@ def test_a_reducer_that_promises_tokens_must_make_them(
     monkeypatch.setattr(type(grid), "guided", "tokens")
     with pytest.raises(ValueError, match="grid says guided='tokens'"):
         Distiller(tiny.model, grid, make.settings(Path("unused"))).losses(batch)
+
+
+def make_mod(scale: float = 0.0) -> Reducer:
+    reducer = create("mod", hidden_size=32, depth=5, alpha=0.2)
+    generator = torch.Generator().manual_seed(2)
+    for weight in reducer.parameters():
+        weight.data.normal_(0, scale, generator=generator)
+    return reducer
+
+
+def test_routers_follow_the_attention_at_every_layer_then_the_answers_too(
+    tiny: Backbone, batch: Batch, make: Any, tmp_path: Path
+) -> None:
+    mod = make_mod()
+    chosen = make.settings(tmp_path, budgets=[9, 9], guide_steps=40, steps=60)
+    module = Distiller(tiny.model, mod, chosen)
+    optimizer, seen = torch.optim.Adam(mod.parameters(), lr=0.1), []
+    for _ in range(15):
+        losses = module.losses(batch)
+        assert set(losses) == {"loss", "rank", "hinge"}
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        seen.append(float(losses["loss"].detach()))
+    assert seen[-1] < 0.8 * seen[0]
+    best = batch.guide.topk(9, dim=1).indices
+    calls: list[Any] = []
+    mod.register_forward_hook(lambda _, __, out: calls.append(out.scores))
+    hard_logits(tiny.model, mod, batch, 9)
+    assert len(calls) == 5
+    for scores in calls:  # every layer ranks as attention does, far better than chance
+        hits = (scores.topk(9, dim=1).indices[..., None] == best[:, None]).any(-1).float().mean()
+        assert hits > 0.5, "chance is a quarter"
+    batch.step = 40
+    assert set(module.losses(batch)) == {"loss", "kl", "ce", "rank", "hinge"}
+
+
+def test_the_answers_gradient_of_a_router_is_the_slope(tiny: Backbone, batch: Batch) -> None:
+    """A bias moves all logits of a layer alike: the choice stays, so differences can tell; norms are float32."""
+    tiny.model.double()
+    mod = make_mod(0.5).double()
+
+    def loss() -> torch.Tensor:
+        logits, labels, _ = hard_logits(tiny.model, mod, batch, 12)
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    loss().backward()
+    for layer in range(5):
+        slopes = []
+        for step in (1e-3, -1e-3):
+            with torch.no_grad():
+                mod.bias[layer] += step
+                slopes.append(float(loss()))
+                mod.bias[layer] -= step
+        assert mod.bias.grad[layer] == pytest.approx((slopes[0] - slopes[1]) / 2e-3, rel=0.02, abs=1e-4)
+        # Norms undo a weight until something is added, and nobody reads pictures after the last layer.
+        assert layer > 2 or mod.routers.grad[layer].abs().max() > 1e-5
+    assert all(weight.grad is None for weight in tiny.model.parameters())

@@ -50,7 +50,8 @@ def made_tokens(
     signals = {name: x.to(dtype) for name, x in signals.items()}
     if {"text", "text_rows"} & set(signals):
         signals["text_mask"] = mask
-    return VisualTokens(draw("features", count, WIDTH).to(dtype), grid, signals)
+    layer = -1 if reducer.site == "projector" else 1
+    return VisualTokens(draw("features", count, WIDTH).to(dtype), grid, signals, layer)
 
 
 @pytest.fixture

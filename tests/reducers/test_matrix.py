@@ -38,6 +38,8 @@ HALVING = ("tome", "turbo")  # one call merges pairs, so at least half of the to
 SIZES = {"hidden_size": 6, "vision_hidden_size": 8, "width": 12, "heads": 3}
 TRAINED = [("packer", SIZES), ("packer", {**SIZES, "text": True, "levels": [0.5]})]
 TRAINED += [("falcon", {"hidden_size": 6, "vision_hidden_size": 6})]
+ROUTERS = {"hidden_size": 6, "depth": 4}
+TRAINED += [("mod", ROUTERS), ("videollm_mod", ROUTERS)]
 ALL = [(name, {}) for name in FREE] + VARIANTS + COUNTED + TRAINED
 GRIDS = [(1, 4, 6), (5, 3, 3), (2, 3, 4)]
 
@@ -92,7 +94,7 @@ def test_a_batch_equals_its_samples_one_by_one(name, options, dtype, made):
         torch.manual_seed(123)  # the global random stream must not matter
         for sample in range(4):
             signals = {key: x[sample : sample + 1] for key, x in tokens.signals.items()}
-            alone = VisualTokens(tokens.features[sample : sample + 1], grid, signals)
+            alone = VisualTokens(tokens.features[sample : sample + 1], grid, signals, tokens.layer)
             single = call(reducer, alone, within(name, 7, tokens))
             assert torch.equal(single.anchors[0], together.anchors[sample])
             for field in ("features", "valid", "assignment", "size"):
@@ -113,7 +115,7 @@ def test_longer_padding_of_a_prompt_changes_nothing(name, options, made):
         longer["text"] = torch.nn.functional.pad(longer["text"], (0, 0, 0, 3), value=9.0)
     if "text_rows" in longer:
         longer["text_rows"] = torch.nn.functional.pad(longer["text_rows"], (0, 0, 0, 3), value=9.0)
-    again = reducer(VisualTokens(tokens.features, tokens.grid, longer), within(name, 7, tokens))
+    again = reducer(VisualTokens(tokens.features, tokens.grid, longer, tokens.layer), within(name, 7, tokens))
     assert torch.equal(again.anchors, reducer(tokens, within(name, 7, tokens)).anchors)
 
 
@@ -156,7 +158,8 @@ def test_equal_tokens_are_chosen_alike_in_every_image(name, options, made):
     }
     if "text_mask" in same:
         same["text_mask"] = torch.ones_like(tokens.signals["text_mask"])
-    reduction = reducer(VisualTokens(torch.ones_like(tokens.features), tokens.grid, same), within(name, 7, tokens))
+    same_tokens = VisualTokens(torch.ones_like(tokens.features), tokens.grid, same, tokens.layer)
+    reduction = reducer(same_tokens, within(name, 7, tokens))
     for row in reduction.anchors[1:]:
         assert torch.equal(row, reduction.anchors[0])
 
@@ -209,7 +212,7 @@ def test_a_missing_signal_is_named(name, options, made):
     for signal in reducer.signals:
         rest = {key: x for key, x in tokens.signals.items() if key != signal}
         with pytest.raises(UserError, match=f"signal '{signal}' is missing"):
-            reducer(VisualTokens(tokens.features, tokens.grid, rest), 5)
+            reducer(VisualTokens(tokens.features, tokens.grid, rest, tokens.layer), 5)
 
 
 INSIDE = [name for name in FREE if available()[name].site in ("encoder", "decoder")]
