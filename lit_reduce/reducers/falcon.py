@@ -1,4 +1,4 @@
-"""FALCON: registers that walk through the frozen vision tower beside the patches and are all that leaves it."""
+"""FALCON: registers that walk through the frozen vision tower beside the patches, and say what to keep of them."""
 
 from dataclasses import dataclass, field
 
@@ -25,7 +25,8 @@ class FalconConfig(ReducerConfig):
     start: float = field(default=0.34, metadata={"help": "share of the blocks that patches pass before registers join"})
     table: int = field(default=8, metadata={"help": "rows and columns of the tables that give a cell its delta"})
     rank: int = field(default=16, metadata={"help": "of the updates of queries, keys, values, output and MLP; 0: none"})
-    projector_rank: int = field(default=64, metadata={"help": "of the update of the projector; 0: none"})
+    projector_rank: int = field(default=128, metadata={"help": "of what registers add behind the projector; 0: none"})
+    mix: float = field(default=0.0, metadata={"help": "share of the projected register in a token before training"})
     reatten: int = field(default=32, metadata={"help": "width of the attention between tiles of an image; 0: none"})
     heads: int = field(default=4, metadata={"help": "heads of the attention between tiles"})
 
@@ -35,14 +36,16 @@ class Falcon(Reducer):
     """K registers read the picture on their way through the tower; patches never see them, so the patches stay as ever.
 
     A register begins as the mean of its cell's patches where it joins, plus a learned delta; from there on it goes
-    through the tower's own blocks, sees CLS, all patches and all registers, and has low-rank updates of its own. All
-    that is learned begins at nought: an untrained register is its cell's mean, carried on by the frozen blocks.
+    through the tower's own blocks, sees CLS, all patches and all registers, and has low-rank updates of its own. A
+    token is the mean of the cell's projected patches, a learned share (by channel) of the way from there to the
+    projected register, and a low-rank map of the register. All that is learned begins at nought: an untrained register
+    is its cell's mean, carried on by the frozen blocks, and with ``mix=0`` an untrained token is average pooling.
 
     Source: FALCON, arXiv 2501.16297: registers (ReCompact), and after each self-attention the attention of the
     registers of all tiles of an image to each other (ReAtten). Our reading, for a frozen tower, is the rest: the
-    asymmetric mask, the start from pooled patches, low-rank updates (in units of what they are added to) in place of a
-    tuned tower, projector and full attention between tiles, and a delta that is read from small tables by the cell's
-    place and size, so that one set of weights serves every budget.
+    asymmetric mask, the start from pooled patches before and behind the projector, low-rank updates (in units of what
+    they are added to) in place of a tuned tower, projector and full attention between tiles, and a delta that is read
+    from small tables by the cell's place and size, so that one set of weights serves every budget.
     """
 
     name = "falcon"
@@ -70,8 +73,8 @@ class Falcon(Reducer):
             {f"{i}_{name}": _Update(width, width, c.rank, name == "mlp") for i in own for name in PARTS if c.rank}
         )
         self.between = part({str(i): _Between(width, c.reatten, c.heads) for i in own if c.reatten})
-        if c.projector_rank:
-            self.updates["projector"] = _Update(width, c.hidden_size, c.projector_rank, True)
+        self.mix = nn.Parameter(torch.full((c.hidden_size,), float(c.mix)))
+        self.say = _Update(width, c.hidden_size, c.projector_rank, True) if c.projector_rank else None
 
     def first(self, depth: int) -> int:
         """The block before which registers join."""
@@ -121,16 +124,16 @@ class Falcon(Reducer):
         delta: Tensor = (place + (EVEN * sizes / count).log2().to(size.dtype) * size).T
         return delta
 
-    def adapt(self, block: int | None, part: str, x: Tensor, y: Tensor) -> Tensor:
+    def adapt(self, block: int, part: str, x: Tensor, y: Tensor) -> Tensor:
         """What a part of the tower gives for registers.
 
         Args:
-            block: Of the tower; None for the projector.
-            part: One of `PARTS`, or ``projector``.
+            block: Of the tower.
+            part: One of `PARTS`.
             x: ``[T, K, C]``, what went into the part.
-            y: ``[T, K, E]``, what the frozen part gave.
+            y: ``[T, K, C]``, what the frozen part gave.
         """
-        name = part if block is None else f"{block}_{part}"
+        name = f"{block}_{part}"
         out: Tensor = self.updates[name](x, y) if name in self.updates else y
         return out
 
@@ -147,6 +150,18 @@ class Falcon(Reducer):
         attend = self.between[str(block)]
         parts = [attend(part.flatten(0, 1)[None]).view_as(part) if len(part) > 1 else part for part in x.split(tiles)]
         return torch.cat(parts)
+
+    def leave(self, x: Tensor, y: Tensor, pooled: Tensor) -> Tensor:
+        """The tokens.
+
+        Args:
+            x: ``[T, K, C]`` registers behind the tower.
+            y: ``[T, K, D]``, what the frozen projector makes of them.
+            pooled: ``[T, K, D]``, the mean of what it makes of the patches of each cell.
+        """
+        made = pooled + self.mix.to(y.dtype) * (y - pooled)
+        out: Tensor = made if self.say is None else self.say(x, made)
+        return out
 
 
 class _Update(nn.Module):

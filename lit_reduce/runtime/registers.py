@@ -1,15 +1,17 @@
 """Registers inside the vision tower: more rows, which see the patches and are never seen by them.
 
 The patches' pass stays the model's own, bit for bit: after each block the registers alone run through the same code,
-their queries before the keys and values that the patches just had, and their own. So no mask is needed, and fast
-kernels stay in use. What leaves the tower is the registers: in place of the patches where the projector's tokens go
-straight to the language model (LLaVA-1.5, PaliGemma), at the patches that they stand for where these are put together
-from tiles (LLaVA-NeXT, LLaVA-OneVision); the language model then gets those alone.
+their queries before the keys and values that the patches just had, and their own. No mask is needed, and fast kernels
+stay in use. One pass gives both: what the projector makes of the patches is the teacher's, and the tokens are made of
+that and of the registers. They take the place of the others where the projector's tokens go straight to the language
+model (LLaVA-1.5, PaliGemma); where these are put together from tiles (LLaVA-NeXT, LLaVA-OneVision) they stand at the
+patches that they are for until then, and the language model gets those alone.
 
 A reducer of kind ``register`` at the site ``encoder`` says by `Reducer.stages` before which block they join, and gives
 them by `Reducer.reduce` of the patches there. Beside these it has ``adapt(block, part, x, y)``, which may change what
-the parts ``q``, ``k``, ``v``, ``o`` and ``mlp`` of a block, or the ``projector`` (block None), give for registers, and
-``together(block, x, tiles)``, which may change what attention gave them by the other tiles of their image.
+the parts ``q``, ``k``, ``v``, ``o`` and ``mlp`` of a block give for registers, ``together(block, x, tiles)``, which may
+change what attention gave them by the other tiles of their image, and ``leave(x, y, pooled)``, the tokens, from
+registers, projected registers, and the mean of the projected patches of each.
 """
 
 from functools import partial
@@ -24,6 +26,7 @@ from lit_reduce.backbones.families import Family
 from lit_reduce.backbones.layouts import AnyRes, Inputs, Layout, Plain
 from lit_reduce.backbones.towers import part
 from lit_reduce.errors import UserError
+from lit_reduce.ops.mergers import merge_mean
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.call import call, now
 from lit_reduce.runtime.taps import Call, Tap, attend
@@ -37,7 +40,7 @@ class Registers(Within):
     """Registers beside the patches of a tower that takes images (tiles) of one size as a batch.
 
     Attributes:
-        patches: What the block that feeds the projector last made of CLS and patches, as without registers.
+        teacher: ``[T, N, D]``, what the projector last made of the patches, as without registers.
         rows: ``[T, K, C]``, the registers; None while the pass goes on without them.
         tiles: How many tiles belong to each image of the next pass; `encode` says so. Each is an image when None.
         owners: For each image of the last pass ``[n_i]``, which of its registers each visual token went into, or -1.
@@ -53,7 +56,7 @@ class Registers(Within):
         if self.tower.prefix and getattr(model.config, "vision_feature_select_strategy", "default") == "full":
             raise UserError(f"'{reducer.name}' adds registers to the vision tower, but this model reads CLS as a patch")
         self.short = family.tokenwise
-        self.patches: Tensor | None = None
+        self.teacher: Tensor | None = None
         self.rows: Tensor | None = None
         self.tiles: list[int] | None = None
         self.owners: list[Tensor] = []
@@ -122,7 +125,7 @@ class Registers(Within):
         keep = self.keep.count(patches)
         stages = self.reducer.stages(self.tower.depth, patches, keep) if keep < patches else {}
         self._first = min(stages, default=-1)
-        self.rows, self._joined, self.patches, self.owners = None, None, None, []
+        self.rows, self._joined, self.teacher, self.owners = None, None, None, []
 
     def _join(self, hidden: Tensor) -> None:
         start, x = now(hidden), hidden[:, self.tower.prefix :]
@@ -146,14 +149,9 @@ class Registers(Within):
         return out
 
     def _leave(self, out: Tensor) -> Tensor:
-        """What the projector reads: registers in place of the patches, or at those that they stand for."""
+        """What the projector reads: registers stand before the patches, because signals count from the end."""
         assert self.rows is not None
-        assert self._joined is not None
-        self.patches = out
-        if self.short:
-            return torch.cat([out[:, : self.tower.prefix], self.rows], 1)
-        index = self._joined.anchors + self.tower.prefix
-        return out.scatter(1, index[..., None].expand_as(self.rows), self.rows)
+        return torch.cat([out[:, : self.tower.prefix], self.rows, out[:, self.tower.prefix :]], 1)
 
     def _part(self, number: int, name: str, plain: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         out = plain(x, *args, **kwargs)
@@ -167,9 +165,17 @@ class Registers(Within):
         return (self._reducer.together(number, out[0], tiles), *out[1:])
 
     def _projector(self, plain: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Of tiles all rows are changed, and those that are none of registers go no further."""
-        out = plain(x, *args, **kwargs)
-        return out if self.rows is None else self._reducer.adapt(None, "projector", x, out)
+        """The tokens, or the patches' with the tokens in their places."""
+        if self.rows is None or self._joined is None or self._joined.assignment is None:
+            return plain(x, *args, **kwargs)
+        count = self.rows.shape[1]
+        rows, patches = x.split([count, x.shape[1] - count], 1)
+        self.teacher = plain(patches, *args, **kwargs)
+        start = now(x)
+        pooled, _ = merge_mean(self.teacher, self._joined.assignment, count)
+        out: Tensor = self._reducer.leave(rows, plain(rows, *args, **kwargs), pooled).to(pooled.dtype)
+        self._spent += 1000 * (now(x) - start)
+        return out if self.short else self.teacher.scatter(1, self._joined.anchors[..., None].expand_as(out), out)
 
     @property
     def _reducer(self) -> Any:

@@ -38,17 +38,17 @@ def test_untrained_updates_change_no_bit():
     for block in range(2, 5):
         assert all(torch.equal(reducer.adapt(block, part, x, x + 1), x + 1) for part in PARTS)
         assert torch.equal(reducer.together(block, x, [2, 1]), x)
-    assert torch.equal(reducer.adapt(None, "projector", x, torch.ones(3, 4, 7)), torch.ones(3, 4, 7))
+    y, pooled = torch.randn(2, 3, 4, 7)
+    assert torch.equal(reducer.leave(x, y, pooled), pooled)
+    torch.testing.assert_close(falcon(loud=False, mix=1.0).leave(x, y, pooled), y)
 
 
 def test_only_blocks_with_registers_have_weights():
     reducer = falcon()
     assert reducer.stages(5, 36, 4) == {2: 4}
-    assert (
-        {int(name[0]) for name in reducer.updates if name != "projector"} == set(map(int, reducer.between)) == {2, 3, 4}
-    )
+    assert {int(name[0]) for name in reducer.updates} == set(map(int, reducer.between)) == {2, 3, 4}
     bare = falcon(rank=0, projector_rank=0, reatten=0)
-    assert [name for name, _ in bare.named_parameters()] == ["place", "size"]
+    assert [name for name, _ in bare.named_parameters()] == ["place", "size", "mix"]
     x = torch.randn(2, 3, 6)
     assert bare.adapt(3, "q", x, x) is x
     assert bare.together(3, x, [2]) is x

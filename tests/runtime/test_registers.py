@@ -1,12 +1,9 @@
 """Registers in the tower equal a slow one, in double precision, in which a mask hides them from the patches."""
 
-import copy
-import dataclasses
-import math
-
 import pytest
 import torch
 from families import build, one
+from masked_tower import Slow
 
 from lit_reduce.backbones.families import family_of
 from lit_reduce.backbones.towers import tower_of
@@ -17,7 +14,7 @@ from lit_reduce.runtime import attach, encode
 from lit_reduce.runtime.registers import Registers
 from lit_reduce.runtime.tower import install
 from lit_reduce.runtime.within import installed
-from lit_reduce.tokens import Budget
+from lit_reduce.tokens import Budget, VisualTokens
 
 TOLERANCE = 1e-4
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -45,109 +42,6 @@ def falcon(tiny, seed: int | None = 3, **options) -> Reducer:
     return reducer.eval()
 
 
-class Slow:
-    """One picture's tiles through the tower: patches and registers in one sequence, under an explicit mask."""
-
-    def __init__(self, tiny, reducer: Reducer, keep: int):
-        self.tower, self.keep = tower_of(tiny.model), keep
-        self.blocks = [copy.deepcopy(block).double() for block in self.tower.blocks[: self.tower.depth]]
-        for block in self.blocks:
-            for module in block.modules():
-                vars(module).pop("forward", None)
-        self.projector = copy.deepcopy(tiny.model.base_model.multi_modal_projector).double()
-        vars(self.projector).pop("forward", None)
-        self.weights = {name: weight.double() for name, weight in reducer.state_dict().items()}
-        self.config = reducer.config
-        self.first = round(self.config.start * self.tower.depth)
-
-    def update(self, name, x, y):
-        down, up = (self.weights.get(f"updates.{name}.{part}.weight") for part in ("down", "up"))
-        if down is None:
-            return y
-        rows = []
-        for row, plain in zip(x, y, strict=True):
-            small = down @ (row / (row.square().mean() + 1e-6).sqrt())
-            if name == "projector" or name.endswith("mlp"):
-                small = small * (1 + torch.erf(small / math.sqrt(2))) / 2
-            rows.append(plain + plain.square().mean().sqrt() * (up @ small))
-        return torch.stack(rows)
-
-    def start(self, patches):
-        """By loops: the mean of each cell, and the tables read at its middle by hand."""
-        side = math.isqrt(len(patches))
-        anchors, owner = cells((1, side, side), len(patches), self.keep)
-        rows = []
-        for cell in range(self.keep):
-            inside = [n for n in range(len(patches)) if owner[n] == cell]
-            mean = sum(patches[n] for n in inside) / len(inside)
-            x = sum(n % side + 0.5 for n in inside) / len(inside) / side
-            y = sum(n // side + 0.5 for n in inside) / len(inside) / side
-            delta = self.table("place", x, y) + math.log2(64 * len(inside) / len(patches)) * self.table("size", x, y)
-            rows.append(mean + mean.square().mean().sqrt() * delta)
-        return torch.stack(rows), anchors
-
-    def table(self, name, x, y):
-        table, out = self.weights[name], 0
-        count = table.shape[-1]
-        for row in range(count):
-            for column in range(count):
-                across = min(max(x * count - 0.5, 0), count - 1) - column
-                down = min(max(y * count - 0.5, 0), count - 1) - row
-                out = out + max(0, 1 - abs(across)) * max(0, 1 - abs(down)) * table[:, row, column]
-        return out
-
-    def attend(self, block, number, x, patches):
-        part, seen = block.self_attn, block.layer_norm1(x)
-        heads = []
-        projected = {}
-        for name, linear in (("q", part.q_proj), ("k", part.k_proj), ("v", part.v_proj)):
-            y = linear(seen)
-            y[patches:] = self.update(f"{number}_{name}", seen[patches:], y[patches:]) if len(y) > patches else y[:0]
-            projected[name] = y.unflatten(-1, (part.num_heads, -1))
-        hidden = torch.zeros(len(x), len(x), dtype=torch.bool)
-        hidden[:patches, patches:] = True
-        for head in range(part.num_heads):
-            q, k, v = (projected[name][:, head] for name in "qkv")
-            shown = (q @ k.T * q.shape[-1] ** -0.5).masked_fill(hidden, -torch.inf).softmax(-1)
-            heads.append(shown @ v)
-        read = torch.cat(heads, -1)
-        out = part.out_proj(read)
-        if len(out) > patches:
-            out[patches:] = self.update(f"{number}_o", read[patches:], out[patches:])
-        return out
-
-    def between(self, number, x):
-        """Registers ``[R, C]`` of all tiles of one picture."""
-        ask, leave = (self.weights[f"between.{number}.{part}.weight"] for part in ("ask", "leave"))
-        even = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-        q, k, v = (even @ ask.T).chunk(3, -1)
-        read = []
-        for one_q, one_k, one_v in zip(*(y.chunk(self.config.heads, -1) for y in (q, k, v)), strict=True):
-            read.append((one_q @ one_k.T * one_q.shape[-1] ** -0.5).softmax(-1) @ one_v)
-        return x + x.square().mean(-1, keepdim=True).sqrt() * (torch.cat(read, -1) @ leave.T)
-
-    def __call__(self, tiles):
-        """``[tiles, S, C]`` before the first block; the projected registers ``[tiles, K, D]`` and their anchors."""
-        prefix, patches = self.tower.prefix, tiles.shape[1]
-        x = [tile.double() for tile in tiles]
-        for number, block in enumerate(self.blocks):
-            if number == self.first:
-                started = [self.start(tile[prefix:]) for tile in x]
-                x = [torch.cat([tile, rows]) for tile, (rows, _) in zip(x, started, strict=True)]
-            out = [self.attend(block, number, tile, patches) for tile in x]
-            if number >= self.first and len(x) > 1 and self.config.reatten:
-                shared = self.between(number, torch.cat([tile[patches:] for tile in out])).split(self.keep)
-                out = [torch.cat([tile[:patches], rows]) for tile, rows in zip(out, shared, strict=True)]
-            x = [tile + more for tile, more in zip(x, out, strict=True)]
-            for i, tile in enumerate(x):
-                seen = block.layer_norm2(tile)
-                y = block.mlp(seen)
-                y[patches:] = self.update(f"{number}_mlp", seen[patches:], y[patches:]) if len(y) > patches else y[:0]
-                x[i] = tile + y
-        rows = [tile[patches:] for tile in x]
-        return torch.stack([self.update("projector", row, self.projector(row)) for row in rows]), started[0][1]
-
-
 def enter(model, inputs, **keys):
     """What the first block gets, what the projector gave, and the pictures."""
     seen = {}
@@ -162,10 +56,11 @@ def enter(model, inputs, **keys):
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ["llava", "llava_next"])
-def test_registers_equal_a_masked_tower(family, kernel):
+@pytest.mark.parametrize(("family", "trained"), [("llava", True), ("llava_next", True), ("llava", False)])
+def test_registers_equal_a_masked_tower(family, kernel, trained):
+    """Untrained and without help behind the projector they are the mean of their cell, carried on."""
     tiny = build(family, kernel)
-    reducer = falcon(tiny)
+    reducer = falcon(tiny) if trained else falcon(tiny, None, mix=1.0)
     slow = Slow(tiny, reducer, KEEP)
     with attach(tiny.model, reducer, keep=KEEP):
         first, out, encoded = enter(tiny.model, tiny.inputs)
@@ -177,25 +72,32 @@ def test_registers_equal_a_masked_tower(family, kernel):
         expected, anchors = slow(tiles)
         mine = made if family == "llava" else made[:, anchors]
         assert float((mine - expected).abs().max()) < TOLERANCE * float(expected.abs().max())
-        plain, _ = Slow(tiny, falcon(tiny, None), KEEP)(tiles)
+        plain, _ = Slow(tiny, falcon(tiny, None, mix=float(trained)), KEEP)(tiles)
         assert float((expected - plain).abs().max()) > 0.1, "what is learned must show, or this proves nothing"
     assert prefix == 1
     assert all(len(x) == len(a) for x, a in zip(encoded.features, encoded.anchors, strict=True))
+
+
+@pytest.mark.parametrize("family", WHOLE)
+def test_untrained_tokens_are_average_pooling(family):
+    tiny = build(family)
+    plain = torch.stack(encode(tiny.model, tiny.inputs).features)
+    with attach(tiny.model, falcon(tiny, None), keep=KEEP):
+        encoded = encode(tiny.model, tiny.inputs)
+    pool = create("pool")(VisualTokens(plain, (1, 6, 6)), KEEP)
+    torch.testing.assert_close(torch.stack(encoded.features), pool.features, atol=1e-6, rtol=1e-5)
+    assert torch.equal(torch.stack(encoded.anchors), pool.anchors)
 
 
 @pytest.mark.parametrize("family", [*WHOLE, *TILED])
 def test_patches_are_bit_identical_and_one_pass_gives_both(family):
     tiny = build(family)
     plain = encode(tiny.model, tiny.inputs, {"encoder@1", "cls"} if family == "llava" else {"encoder@1"})
-    feature = tower_of(tiny.model).feature
-    seen = []
-    hook = tower_of(tiny.model).blocks[feature].register_forward_hook(lambda *args: seen.append(args[-1]))
-    encode(tiny.model, tiny.inputs)
-    hook.remove()
+    _, projected, _ = enter(tiny.model, tiny.inputs)
     with attach(tiny.model, falcon(tiny), keep=KEEP):
         encoded = encode(tiny.model, tiny.inputs, set(plain.signals))
-        patches = installed(tiny.model).patches
-    assert torch.equal(patches, seen[0])
+        teacher = installed(tiny.model).teacher
+    assert torch.equal(teacher, projected)
     for name, rows in plain.signals.items():
         for whole, left, anchors in zip(rows, encoded.signals[name], encoded.anchors, strict=True):
             assert torch.equal(whole[anchors], left), name
@@ -354,8 +256,8 @@ def updates_reach_patches(monkeypatch):
 
 MUTATIONS = [
     (patches_see_registers, lambda: test_patches_are_bit_identical_and_one_pass_gives_both("llava")),
-    (registers_see_themselves_alone, lambda: test_registers_equal_a_masked_tower("llava", "eager")),
-    (all_tiles_are_one_image, lambda: test_registers_equal_a_masked_tower("llava_next", "sdpa")),
+    (registers_see_themselves_alone, lambda: test_registers_equal_a_masked_tower("llava", "eager", True)),
+    (all_tiles_are_one_image, lambda: test_registers_equal_a_masked_tower("llava_next", "sdpa", True)),
     (updates_reach_patches, lambda: test_patches_are_bit_identical_and_one_pass_gives_both("llava")),
 ]
 
@@ -403,4 +305,3 @@ def test_bfloat16():
         )
     assert half.dtype == torch.bfloat16
     assert float((half.float() - exact).abs().mean()) < 0.05 * float(exact.abs().mean())
-    assert dataclasses.is_dataclass(reducer.config)
