@@ -12,7 +12,7 @@ from lit_reduce.ops.recall import joined, normal, read
 from lit_reduce.ops.regression import Map
 from lit_reduce.ops.similarity import gather_tokens
 from lit_reduce.recall import Question, RecallReducer, layers_from
-from lit_reduce.reducer import ReducerConfig, create, register
+from lit_reduce.reducer import ReducerConfig, create, find, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
 GAIN = 20.0  # of the gates: an optimiser's steps suit weights, and a gate has further to go
@@ -69,9 +69,9 @@ class FlexAttention(RecallReducer):
             raise UserError(f"flexattention: first={c.first}: give a layer from 1 on, or a part of the depth below 1")
         if c.rank < 1 or not 0 <= c.share <= 1:
             raise UserError(f"flexattention: rank={c.rank}, share={c.share}: a rank from 1 on, a share from 0 to 1")
-        self.short = create(c.short)
-        if self.short.site != "projector" or self.short.trained or self.short.kind == "recall":
+        if find(c.short).trained or find(c.short).site != "projector":
             raise UserError(f"flexattention: short={c.short} must be training-free and act at the projector")
+        self.short = create(c.short)
         self.signals = self.short.signals
         count, wide = len(self.recalls(c.depth)), c.key_size or c.hidden_size
         self.trunk = nn.Linear(c.hidden_size, c.rank, bias=False)
