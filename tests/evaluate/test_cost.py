@@ -156,6 +156,20 @@ def test_tome_and_evit_cost_what_torch_counts_beside_their_own_work(name):
     assert cost.price(model, inputs, reducer, 11).projector * 36 == cost.price(model, inputs).projector * 11
 
 
+def test_looking_back_costs_what_torch_counts_beside_the_short_stream():
+    model = build("llava").model
+    inputs = shapes.example(model, 1, 36, 6)
+    reducer = create("flexattention", hidden_size=32, depth=5, key_size=16, rank=8, first=2, threshold=-1.0)
+    priced = cost.price(model, inputs, reducer, 9)
+    with attach(model, reducer, keep=9), ModuleFlops(reducer) as own:
+        flops, _ = counted(lambda: model(**inputs, logits_to_keep=1))
+    # Three layers make 36 keys and values of what the trunk left, and compare one query with the keys.
+    assert own.total == 2 * 36 * (32 * 8 + 3 * (8 * 32 + 2 * 32))
+    rows = 4 * (2 * 15 * 32)  # of attention, to rank by and to weigh against, in four layers: the runtime's own
+    assert flops == pytest.approx(priced.first_token + own.total + rows, rel=CLOSE)
+    assert cost.price(model, inputs, reducer, 9).prefill == cost.price(model, inputs, create("pool"), 9).prefill
+
+
 def test_an_encoder_reducer_cheapens_the_tower_from_its_block_on():
     """LLaVA's tower of four blocks, one CLS token and 36 patches; by hand from the widths of its config."""
     model = build("llava").model

@@ -40,6 +40,11 @@ TRAINED = [("packer", SIZES), ("packer", {**SIZES, "text": True, "levels": [0.5]
 TRAINED += [("falcon", {"hidden_size": 6, "vision_hidden_size": 6})]
 ROUTERS = {"hidden_size": 6, "depth": 4}
 TRAINED += [("mod", ROUTERS), ("videollm_mod", ROUTERS)]
+LOOKING = {"hidden_size": 6, "vision_hidden_size": 8, "depth": 4, "options": {"width": 12, "heads": 3}, "width": 12}
+TRAINED += [
+    ("flexattention", {"hidden_size": 6, "depth": 4, "rank": 3, "short": short}) for short in ("pool", "divprune")
+]
+TRAINED += [("remember", LOOKING)]
 ALL = [(name, {}) for name in FREE] + VARIANTS + COUNTED + TRAINED
 GRIDS = [(1, 4, 6), (5, 3, 3), (2, 3, 4)]
 
@@ -97,7 +102,7 @@ def test_a_batch_equals_its_samples_one_by_one(name, options, dtype, made):
             alone = VisualTokens(tokens.features[sample : sample + 1], grid, signals, tokens.layer)
             single = call(reducer, alone, within(name, 7, tokens))
             assert torch.equal(single.anchors[0], together.anchors[sample])
-            for field in ("features", "valid", "assignment", "size"):
+            for field in ("features", "valid", "assignment", "size", "memory"):
                 one, many = getattr(single, field), getattr(together, field)
                 assert (one is None) == (many is None)
                 if one is not None:

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from families import build, one
+from families import FAMILIES as EVERY
+from families import VIDEO_FAMILIES, build, one
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
@@ -273,6 +274,41 @@ def test_training_reaches_the_reducer_alone_and_equals_decoding():
             losses.append(float(tiny.model(**inputs, use_cache=False).loss))
         reducer.gates[1] -= by
     assert abs((losses[0] - losses[1]) / 2e-3 - float(reducer.gates.grad[1])) < 0.02 * abs(float(reducer.gates.grad[1]))
+
+
+@pytest.mark.parametrize("name", ["flexattention", "remember"])
+@pytest.mark.parametrize("family", [*EVERY, *VIDEO_FAMILIES])
+def test_every_family_looks_back_or_says_why_not(family, name):
+    """Shut, a gate leaves the short stream as it is, to the bit; open, it does not; a batch equals its samples."""
+    tiny = build(family)
+    if name == "flexattention":
+        if family == "gemma3":
+            with pytest.raises(UserError, match="slide out of its window"):
+                attach(tiny.model, looking(tiny.model), keep=0.4)
+            return
+        reducer = looking(tiny.model)
+        gates = [reducer.gates]
+    else:
+        inner = {"short": "pool", "width": 16, "levels": [0.5, -1]}
+        reducer = create_for(identify(tiny.model), name, inner).eval()
+        torch.manual_seed(0)
+        gates = [read.gate for read in reducer.reads_again]
+        for read in reducer.reads_again:
+            read.leave.weight.normal_(0, 0.5)
+    found = {}
+    for gate in (0.04, 0.0):
+        for one_gate in gates:
+            one_gate.fill_(gate)
+        with attach(tiny.model, reducer, keep=0.4):
+            found[gate] = tiny.model(**tiny.inputs).logits
+            if gate:
+                alone = tiny.model(**one(tiny, 1)).logits[0, -1]
+    with attach(tiny.model, "pool", keep=0.4) as attached:
+        pooled = tiny.model(**tiny.inputs).logits
+    seen = attached.logical.selected
+    assert torch.equal(found[0.0][seen], pooled[seen])
+    assert float((found[0.04] - pooled)[:, -1].abs().max()) > 0.05
+    torch.testing.assert_close(found[0.04][1, -1], alone, atol=TOLERANCE, rtol=0)
 
 
 class Third(RecallReducer):
