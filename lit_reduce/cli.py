@@ -17,6 +17,7 @@ USAGE = """usage: lit-reduce VERB [key=value ...] [--help] [--validate]
   train     train a reducer for a frozen backbone and export it as a plug-in
   evaluate  score a plug-in or a reducer by name on a JSON-lines file
   compare   score many side by side, with pictures of what each kept
+  table     the plug-ins of a backbone and the yardsticks in one table: accuracy, FLOPs, time
   bench     count and time what a reducer saves and costs
   list      show the reducers that can be used by name
 """
@@ -75,6 +76,17 @@ def compare(argv: Sequence[str]) -> None:
     side_by_side(chosen, {"pocket": _pocket})
 
 
+def table(argv: Sequence[str]) -> None:
+    """``table``: see :mod:`lit_reduce.evaluate.table`."""
+    from lit_reduce.evaluate.table import TableSettings
+    from lit_reduce.evaluate.table import table as make
+    from lit_reduce.settings import configs_dir, resolve
+
+    chosen = resolve(TableSettings, argv, configs_dir(), "table")
+    _quiet()
+    make(chosen, {"pocket": _pocket})
+
+
 def bench(argv: Sequence[str]) -> None:
     """``bench``: see :mod:`lit_reduce.evaluate.bench`."""
     from lit_reduce.evaluate.bench import BenchSettings
@@ -123,6 +135,7 @@ def _command(verb: str) -> Command:
         "train": train,
         "evaluate": evaluate,
         "compare": compare,
+        "table": table,
         "bench": bench,
         "list": list_reducers,
     }

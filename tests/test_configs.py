@@ -11,6 +11,7 @@ from lit_reduce.evaluate.answer import PredictSettings
 from lit_reduce.evaluate.bench import BenchSettings
 from lit_reduce.evaluate.compare import CompareSettings
 from lit_reduce.evaluate.run import EvaluateSettings
+from lit_reduce.evaluate.table import TableSettings
 from lit_reduce.reducer import available
 from lit_reduce.settings import BackboneSettings, ReducerSettings, configs_dir, resolve
 
@@ -21,6 +22,7 @@ COMMANDS = {
     "compare": CompareSettings,
     "train": TrainSettings,
     "bench": BenchSettings,
+    "table": TableSettings,
 }
 GROUPS = {"backbone": BackboneSettings, "reducer": ReducerSettings}
 

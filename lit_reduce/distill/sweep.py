@@ -71,14 +71,18 @@ def sweep(chosen: TrainSettings, model: Any, reducer: Reducer, data: DistillData
 
 
 def steepest(rates: list[float], losses: list[float], first: int = 5) -> float | None:
-    """The rate at which the loss falls fastest, per factor of the rate; the ``first`` steps, still rough, are left out.
+    """The rate at which the loss falls fastest, per factor of the rate, on its way to where it is least.
+
+    What it does behind that place is chance: there the rate is too high already. The ``first`` steps, whose average is
+    still rough, are left out.
 
     Returns:
         None when there are too few steps, or the loss never falls.
     """
+    least = min(range(len(losses)), key=losses.__getitem__)
     slopes = {
         rates[i]: (losses[i + 1] - losses[i - 1]) / math.log(rates[i + 1] / rates[i - 1])
-        for i in range(first, len(rates) - 1)
+        for i in range(first, min(least + 1, len(rates) - 1))
     }
     best = min(slopes, key=slopes.__getitem__, default=None)
     return best if best is not None and slopes[best] < 0 else None

@@ -2,9 +2,9 @@
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,15 +117,11 @@ def bench(
     budgets = {str(keep): Budget.parse(keep).count(visual) for keep in keeps if reducer is not None}
 
     def once(keep: int | None) -> Phases:
-        with ExitStack() as stack:
-            used = None
-            if keep is not None and reducer is not None:
-                used = stack.enter_context(attach(model, reducer, keep, plan.positions))
-            watch = stack.enter_context(Stopwatch(model, None if used is None else reducer, chosen.clock))
-            model.generate(**inputs, streamer=watch, do_sample=False, max_new_tokens=chosen.new_tokens)
-        arrived[keep] = visual if used is None else used.stats.kept // batch
+        at = Plan() if keep is None else replace(plan, keep=keep)
+        phases, kept = watched(backbone, inputs, at, chosen.new_tokens, chosen.clock)
+        arrived[keep] = visual if kept is None else kept
         on_run()
-        return watch.phases()
+        return phases
 
     arrived: dict[int | None, int] = {}
     counted: dict[int | None, int] = {}
@@ -150,6 +146,19 @@ def bench(
         rows.append({"batch": batch, "keep": name, "tokens": arrived[keep] if keep is None else keep})
         rows[-1] |= _row(cost, whole, times[name], times[PLAIN]) | {"peak_bytes": peaks[keep]}
     return rows
+
+
+def watched(
+    backbone: Backbone, inputs: Mapping[str, Any], plan: Plan, new_tokens: int, clock: str = "wall"
+) -> tuple[Phases, int | None]:
+    """The phases of one ``generate`` under a plan, and the visual tokens of a prompt that stayed; None for all."""
+    model, used = backbone.model, None
+    with ExitStack() as stack:
+        if plan.reducer is not None:
+            used = stack.enter_context(attach(model, plan.reducer, plan.keep, plan.positions))
+        watch = stack.enter_context(Stopwatch(model, plan.reducer, clock))
+        model.generate(**inputs, streamer=watch, do_sample=False, max_new_tokens=new_tokens)
+    return watch.phases(), None if used is None else used.stats.kept // len(inputs["input_ids"])
 
 
 def looks_into_tower(reducer: Reducer) -> bool:

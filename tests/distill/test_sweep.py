@@ -20,6 +20,8 @@ def test_the_steepest_place_of_a_known_curve() -> None:
     assert steepest(rates, fall) == pytest.approx(1e-3)
     assert steepest(rates, [-loss for loss in fall]) is None
     assert steepest(rates[:4], fall[:4]) is None
+    risen = [*fall[:35], *[9.0] * 5, *[2.0] * 10]  # a leap back down from too high a rate is no advice
+    assert steepest(rates, risen) == pytest.approx(1e-3)
     # Unevenly spaced rates: the slope counts per factor, not per step.
     assert steepest([1e-5, 1e-4, 1e-3, 2e-3, 1e-1], [4.0, 3.0, 2.0, 1.4, 1.3], first=1) == pytest.approx(1e-3)
 

@@ -101,7 +101,7 @@ BAD: dict[str, tuple[Callable[[TrainSettings, Path], Any], str]] = {
     "an unknown gate": (lambda s, _: replace(s, gate="garden"), "use exact, concrete, noise"),
     "softness of nothing": (lambda s, _: replace(s, relax=[1.0, 0.0]), "relax="),
     "layers that cannot be run twice": (
-        lambda s, _: replace(s, checkpointing=True, reducer=ReducerSettings("mod")), "checkpointing=true: mod acts inside",
+        lambda s, _: replace(s, checkpointing=True, reducer=ReducerSettings("mod")), "mod acts inside the language",
     ),
     "unknown positions": (lambda s, _: replace(s, positions="new"), "positions=new"),
     "unknown logger": (lambda s, _: replace(s, logger="paper"), "logger=paper"),
