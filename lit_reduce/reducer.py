@@ -68,6 +68,8 @@ class Reducer(nn.Module):
             site, signals and guided, where they follow from its settings.
         trained: Whether it has weights that distillation trains.
         guided: What the teacher's attention can teach before its answers do: one of `GUIDED`, "" for nothing.
+        varies: Whether, between decoder layers, another count may stay of each image: `stages` then gives what is
+            meant to stay on average, and every stage is asked whatever an earlier one left.
         paper: The source, for lists and model cards.
         config_class: The dataclass of its settings.
     """
@@ -78,6 +80,7 @@ class Reducer(nn.Module):
     signals: frozenset[str] = frozenset()
     trained: ClassVar[bool] = False
     guided: str = ""
+    varies: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     config_class: ClassVar[type[ReducerConfig]] = ReducerConfig
 

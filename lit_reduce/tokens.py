@@ -12,6 +12,25 @@ from lit_reduce.errors import UserError
 
 
 @dataclass(frozen=True)
+class Course:
+    """The way of B images through a language model, up to the layer where a reducer stands.
+
+    Attributes:
+        depth: Layers of the language model.
+        tokens: Visual tokens with which each image entered it, N.
+        keep: The budget of each image.
+        spent: ``[B]``, visual tokens that the layers before worked on, in all; a gated one counts as much as its gate.
+        progress: How far training is, from 0 to 1; None at inference, and when training looks at what inference does.
+    """
+
+    depth: int
+    tokens: int
+    keep: int
+    spent: Tensor
+    progress: float | None = None
+
+
+@dataclass(frozen=True)
 class VisualTokens:
     """The N visual tokens of B images (or videos) at the place where a reducer acts.
 
@@ -20,14 +39,20 @@ class VisualTokens:
         grid: Frames, rows and columns; the product differs from N when newline tokens are present.
         signals: What a reducer asked for by name: ``text`` ``[B, T, D]`` prompt embeddings and ``text_mask``
             ``[B, T]`` (true at real prompt tokens), ``cls`` ``[B, N]`` attention of the CLS token (mean over heads),
-            ``encoder`` ``[B, N, Dv]`` features of the vision tower before the projector.
+            ``encoder`` ``[B, N, Dv]`` features of the vision tower before the projector. Between decoder layers also
+            ``last`` ``[B, N]``, ``text_rows`` ``[B, T, N]`` and ``image_rows`` ``[B, R, N]``, attention rows (mean over
+            heads) of the prompt's last token, of all its text and of some tokens of the image, zero where there are
+            fewer; ``place`` ``[B, N]`` int64, which of the image's first tokens these are; ``gate`` ``[B, N]``, what
+            earlier stages left open of each.
         layer: The layer of the decoder, the cache or the tower where they stand, from 0; -1 at the projector.
+        course: How the images came there, between decoder layers; None elsewhere.
     """
 
     features: Tensor
     grid: tuple[int, int, int]
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     layer: int = -1
+    course: Course | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 3:
@@ -64,6 +89,9 @@ class Reduction:
         memory: ``[B, N, S]``, what layers of the language model may look back at (kind ``recall``); anything.
         weight: ``[B, N]``, of kind ``skip`` only: a token that stays becomes ``h + w (layer(h) - h)``, one that passes
             the layer by ``w h``; None leaves both as they are.
+        gate: ``[B, K]`` in [0, 1], between decoder layers in training: by how much later layers attend to each, with
+            the gates of earlier stages multiplied in by the runtime. None where all are open.
+        losses: The method's own terms, weighted: the mean over these B images. Training adds them up.
     """
 
     anchors: Tensor
@@ -74,6 +102,8 @@ class Reduction:
     size: Tensor | None = None
     memory: Tensor | None = None
     weight: Tensor | None = None
+    gate: Tensor | None = None
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
 
     def gather(self, tokens: VisualTokens) -> Tensor:
         """The reduced tokens ``[B, K, D]``."""

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_reduce.backbones.families import family_of
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime import encode
-from lit_reduce.tokens import Budget, Reduction, VisualTokens
+from lit_reduce.tokens import Budget, Course, Reduction, VisualTokens
 
 
 @torch.no_grad()
@@ -67,6 +68,9 @@ class Hidden:
         self.length, self.depth = ids.shape[1], len(self.lm.layers)
         self.visual = ids == tiny.token
         self.images = [(b, run) for b in range(len(ids)) for run in _runs(self.visual[b])]
+        once = family_of(tiny.model.config).grids(tiny.model, tiny.inputs)
+        rows = [b for b, visual in enumerate(tiny.inputs["input_ids"] == tiny.token) for _ in _runs(visual)]
+        self.grids = [g for b in range(len(tiny.inputs["input_ids"])) for _ in range(times) for g in _of(once, rows, b)]
 
     def __enter__(self) -> "Hidden":
         self.before = self.lm.config._attn_implementation
@@ -97,9 +101,10 @@ class Hidden:
         self.weights[number] = out[1]
 
     def _stage(
-        self, reducer: Reducer, count: int, columns: Tensor, row: int, x: Tensor, weights: Tensor, number: int
+        self, reducer: Reducer, count: int, image: int, columns: Tensor, x: Tensor, weights: Tensor, number: int
     ) -> Reduction:
         """One image alone, its signals cut out of the whole map."""
+        row, whole = self.images[image]
         text = (self.real & ~self.visual)[row].nonzero()[:, 0]
         rows = weights[row].mean(0)
         signals = {
@@ -107,8 +112,15 @@ class Hidden:
             "text_rows": rows[text][:, columns][None],
             "text_rows@0": self.weights.get(0, weights)[row].mean(0)[text][:, columns][None],
             "text_mask": torch.ones(1, len(text), dtype=torch.bool),
+            "image_rows": rows[columns][:, columns][None],
+            "place": torch.searchsorted(whole, columns)[None],
+            "gate": torch.ones(1, len(columns)),
         }
-        return reducer(VisualTokens(x[None], (1, 1, len(columns)), signals, number), count)
+        course = Course(self.depth, len(whole), self._budget(whole), torch.tensor([float(self.spent[image])]))
+        return reducer(VisualTokens(x[None], self.grids[image], signals, number, course), count)
+
+    def _budget(self, whole: Tensor) -> int:
+        return Budget.parse(self.keep).count(len(whole))
 
     def _before(self, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden, cache = args[0], kwargs["past_key_values"]
@@ -129,6 +141,7 @@ class Hidden:
         if number == 0:
             self.weights.clear()
             self.alive = {0: [columns for _, columns in self.images]}
+            self.spent = [0] * len(self.images)
             self.gone.fill_(False)
         alive = self.alive[number]
         self.passed, self.weight = hidden, hidden.new_ones(len(hidden), hidden.shape[1], 1)
@@ -141,10 +154,12 @@ class Hidden:
                 break
             stages = self.decoder.stages(self.depth, len(whole), Budget.parse(self.keep).count(len(whole)))
             columns = alive[i]
-            if stages.get(number, len(columns)) >= len(columns):
+            open_ = self.decoder.varies and number in stages and self._budget(whole) < len(whole) and len(columns) > 1
+            if stages.get(number, len(columns)) >= len(columns) and not open_:
                 continue
+            count = min(stages[number], len(columns) - 1)
             weights = self.weights[number - 1] if number else hidden.new_zeros(len(self.real), 1, *[self.length] * 2)
-            out = self._stage(self.decoder, stages[number], columns, row, hidden[row, columns], weights, number)
+            out = self._stage(self.decoder, count, i, columns, hidden[row, columns], weights, number)
             stay = out.anchors[0] if out.valid is None else out.anchors[0][out.valid[0]]
             if out.features is not None:
                 hidden = hidden.clone()
@@ -155,19 +170,19 @@ class Hidden:
                 self.weight[row, columns, 0] = out.weight[0]
             if not skips:
                 self.alive[number + 1][i] = columns[stay]
+        self.spent = [now + len(x) for now, x in zip(self.spent, self.alive[number + 1], strict=True)]
         return hidden
 
     def _after(self, number: int, _: Any, __: Any, out: Tensor) -> Tensor:
         if not self.prefill:
             return out
         if self.cache is not None:
-            for (row, whole), columns in zip(self.images, self.alive[number + 1], strict=True):
+            for i, ((row, whole), columns) in enumerate(zip(self.images, self.alive[number + 1], strict=True)):
                 count = self.cache.stages(self.depth, len(whole), Budget.parse(self.keep).count(len(whole)))[number]
                 self.late[number, row, columns] = count < len(columns)
                 if count < len(columns):
-                    choice = self._stage(
-                        self.cache, count, columns, row, out.new_zeros(len(columns), 1), self.weights[number], number
-                    )
+                    x, weights = out.new_zeros(len(columns), 1), self.weights[number]
+                    choice = self._stage(self.cache, count, i, columns, x, weights, number)
                     self.late[number, row, columns[choice.anchors[0]]] = False
         if self.decoder is not None and self.decoder.kind == "skip":
             gone = self._padded(self.gone[number], out.shape[1])[..., None]
@@ -176,6 +191,10 @@ class Hidden:
 
     def _padded(self, gone: Tensor, total: int) -> Tensor:
         return torch.nn.functional.pad(gone, (0, total - self.length))
+
+
+def _of(grids: list[Any], rows: list[int], row: int) -> list[Any]:
+    return [grid for grid, at in zip(grids, rows, strict=True) if at == row]
 
 
 def _runs(visual: Tensor) -> list[Tensor]:

@@ -1,6 +1,8 @@
 """What one batch teaches a reducer, by what the reducer says that it can be guided in (`Reducer.guided`)."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +15,10 @@ from lit_reduce.distill.losses import hinge, listwise, reading
 from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.student import hard_logits, reduce, score, soft_logits
 from lit_reduce.ops.gates import budget_gap
-from lit_reduce.tokens import VisualTokens
+from lit_reduce.tokens import Reduction, VisualTokens
 
 Answers = tuple[Tensor, Tensor, Tensor]  # logits, labels and rows, see `hard_logits`
+Call = tuple[VisualTokens, int, Reduction]
 
 
 class Lesson:
@@ -30,6 +33,7 @@ class Lesson:
     def __init__(self, model: Any, reducer: Any, batch: Batch, keep: int, settings: TrainSettings) -> None:
         self.model, self.reducer, self.batch, self.settings = model, reducer, batch, settings
         self.keep = min(keep, batch.features.shape[1] - 1)  # all tokens, untouched, teach nothing
+        self.calls: list[Call] = []
 
     def guidance(self) -> dict[str, Tensor]:
         """The loss against the teacher's attention under ``loss``, with its parts; empty for no stage 1."""
@@ -37,11 +41,33 @@ class Lesson:
 
     def answers(self) -> Answers:
         """The student's answers, with a gradient into the reducer."""
-        return hard_logits(self.model, self.reducer, self.batch, self.keep)
+        done = (self.batch.step - self.settings.guide_steps) / max(1, self.settings.steps - self.settings.guide_steps)
+        with listening(self.reducer) as self.calls:
+            return hard_logits(self.model, self.reducer, self.batch, self.keep, min(1.0, max(0.0, done)))
 
     def penalty(self) -> dict[str, Tensor]:
         """Further losses beside the answers, each with its weight in it; asked for after the answers."""
-        return {}
+        return own_losses([reduction for _, _, reduction in self.calls], len(self.batch.ids))
+
+
+@contextmanager
+def listening(reducer: Any) -> Iterator[list[Call]]:
+    """Every call of a reducer while it lasts, at whatever layer: tokens, budget and reduction, gradients and all."""
+    calls: list[Call] = []
+    listener = reducer.register_forward_hook(lambda _, given, made: calls.append((*given, made)))
+    try:
+        yield calls
+    finally:
+        listener.remove()
+
+
+def own_losses(made: list[Reduction], count: int) -> dict[str, Tensor]:
+    """`Reduction.losses` of a step by name: the sum over stages of the mean over all ``count`` images."""
+    found: dict[str, Tensor] = {}
+    for reduction in made:
+        for name, loss in reduction.losses.items():
+            found[name] = found.get(name, torch.zeros(())) + loss * (len(reduction.anchors) / count)
+    return found
 
 
 class TokenLesson(Lesson):
@@ -97,17 +123,13 @@ class LayerLesson(Lesson):
 
     def __init__(self, model: Any, reducer: Any, batch: Batch, keep: int, settings: TrainSettings) -> None:
         super().__init__(model, reducer, batch, keep, settings)
-        self.calls: list[tuple[VisualTokens, int]] = []
-        listener = reducer.register_forward_hook(lambda _, given, __: self.calls.append(given))
-        try:
+        with listening(reducer) as self.calls:
             self.said = hard_logits(model, reducer, batch, self.keep)
-        finally:
-            listener.remove()
 
     def guidance(self) -> dict[str, Tensor]:
         """The ranking loss, mean over the layers where the reducer chose."""
         guide, found = self.batch.guide, dict[str, list[Tensor]](rank=[], hinge=[])
-        for tokens, keep in self.calls:
+        for tokens, keep, _ in self.calls:
             scores = self.reducer.score(replace(tokens, features=tokens.features.detach()))
             if scores.shape != guide.shape:
                 raise ValueError(f"{self.reducer.name} says guided='layers', so it must see all tokens at each layer")

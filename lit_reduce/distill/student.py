@@ -34,8 +34,17 @@ def reduce(model: Any, reducer: Reducer, batch: Batch, keep: int) -> Reduction:
     return call(reducer, batch.encoded(model).tokens(list(range(len(batch.ids))), reducer.signals), keep)
 
 
-def hard_logits(model: Any, reducer: Reducer, batch: Batch, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+def hard_logits(
+    model: Any, reducer: Reducer, batch: Batch, keep: int, progress: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Answers of the reduced stream as inference sees it, wherever the reducer acts.
+
+    Args:
+        model: The frozen backbone.
+        reducer: Acts at its own site.
+        batch: Questions.
+        keep: K.
+        progress: Of training; a reducer between decoder layers may then gate tokens where inference drops them.
 
     Returns:
         Logits ``[A, V]`` and labels ``[A]`` of the answer tokens, and the row ``[A]`` of each.
@@ -49,7 +58,7 @@ def hard_logits(model: Any, reducer: Reducer, batch: Batch, keep: int) -> tuple[
         with looking_back(model, reducer, Bank.of(model, reducer, batch.inputs, short, logical)):
             return _answers(model, short, None)
     short, logical = compact(model, batch.inputs, encoded, reducer, 1.0)
-    inside = Inside(model, decoder=reducer)
+    inside = Inside(model, decoder=reducer, progress=progress)
     try:
         with inside.reading(staged(model, short, logical, encoded, {"decoder": (reducer, Budget(keep))})):
             return _answers(model, short, None)

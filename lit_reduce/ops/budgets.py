@@ -1,10 +1,13 @@
 """Budget rules: how a number of tokens is split over parts, tiles or layers."""
 
+import itertools
 import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from lit_reduce.errors import UserError
 
 
 def layer_average(schedule: Mapping[int, int], depth: int, tokens: int) -> float:
@@ -29,6 +32,34 @@ def count_for_average(average: float, depth: int, tokens: int, layer: int) -> in
     least 1.
     """
     return max(1, math.floor((average * depth - tokens * layer) / (depth - layer) + 0.5))
+
+
+def falling_average(shares: list[float], depth: int, tokens: int, keep: int) -> dict[int, int]:
+    """Tokens that stay from before each of some layers on, each time the same part, so that layers see ``keep``.
+
+    Args:
+        shares: Where, as parts of the depth; 0 is before the first layer, layers that coincide act once.
+        depth: Layers.
+        tokens: Visual tokens at first.
+        keep: Visual tokens that a layer sees on average, to the nearest that whole numbers allow.
+
+    Raises:
+        UserError: the layers before the first of these see more than that already.
+    """
+    layers = sorted({min(depth - 1, max(1, round(share * depth))) if share else 0 for share in shares})
+    least = math.ceil((tokens * layers[0] + depth - layers[0]) / depth)
+    if keep < least:
+        raise UserError(
+            f"keep={keep}: the layers before layer {layers[0]} see all {tokens} tokens, so the mean over {depth} "
+            f"layers is {least} or more; give that, or act earlier"
+        )
+    spans = [after - before for before, after in itertools.pairwise([*layers, depth])]
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        part = (low + high) / 2
+        total = sum(max(1, tokens * part ** (i + 1)) * span for i, span in enumerate(spans))
+        low, high = (part, high) if tokens * layers[0] + total <= keep * depth else (low, part)
+    return {layer: max(1, round(tokens * low ** (i + 1))) for i, layer in enumerate(layers)}
 
 
 def contextual_count(k: int) -> int:

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from lit_reduce.backbones.families import Grid
+from lit_reduce.errors import UserError
 from lit_reduce.runtime.encode import IGNORE, placeholders
 from lit_reduce.runtime.slots import EXTRA, PAD, left_padded, take
+
+CLOSED = 1e-9  # weight of a key whose gate is shut
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Picture:
         given: Signals from before the language model, one entry a token.
         stages: How many tokens stay from before each decoder layer on.
         cached: How many keys stay in each layer's cache at the end of the prompt.
+        entered: Tokens with which it entered.
+        keep: Its budget.
+        gate: ``[n]``, how far each token is open to the attention of others; None when all of them are.
+        since: The layer of its last stage.
+        spent: Tokens that the layers before that one worked on, summed.
     """
 
     number: int
@@ -37,6 +45,16 @@ class Picture:
     given: dict[str, Tensor] = field(default_factory=dict)
     stages: dict[int, int] = field(default_factory=dict)
     cached: dict[int, int] = field(default_factory=dict)
+    entered: int = 0
+    keep: int = 0
+    gate: Tensor | None = None
+    since: int = 0
+    spent: Tensor | float = 0.0
+
+    @property
+    def open(self) -> Tensor:
+        """``[n]``, the gates."""
+        return torch.ones(self.count, device=self.columns.device) if self.gate is None else self.gate
 
     @property
     def count(self) -> int:
@@ -47,7 +65,17 @@ class Picture:
         """The picture with the ``chosen`` ones of its tokens left."""
         given = {name: x[chosen] for name, x in self.given.items()}
         columns, anchors, size = self.columns[chosen], self.anchors[chosen], self.size[chosen]
-        return replace(self, columns=columns, anchors=anchors, size=size, given=given)
+        gate = None if self.gate is None else self.gate[chosen]
+        return replace(self, columns=columns, anchors=anchors, size=size, given=given, gate=gate)
+
+    def at(self, layer: int) -> "Picture":
+        """The picture at a stage, with what it has spent until there."""
+        size = self.count if self.gate is None else self.gate.sum()
+        return replace(self, since=layer, spent=self.spent + size * (layer - self.since))
+
+    def gated(self, gate: Tensor) -> "Picture":
+        """The picture with further gates ``[n]``."""
+        return replace(self, gate=self.open * gate)
 
     def moved(self, columns: Tensor) -> "Picture":
         """The picture with its tokens at other places."""
@@ -90,7 +118,15 @@ class Prompt:
         ones = torch.ones(max([*counts, 0]), device=ids.device)
         starts = [sum(counts[:i]) for i in range(len(counts))]
         pictures = [
-            Picture(i, int(rows[start]), grid, place, torch.arange(len(place), device=ids.device), ones[: len(place)])
+            Picture(
+                i,
+                int(rows[start]),
+                grid,
+                place,
+                torch.arange(len(place), device=ids.device),
+                ones[: len(place)],
+                entered=len(place),
+            )
             for i, (start, place, grid) in enumerate(zip(starts, columns.split(list(counts)), grids, strict=True))
         ]
         words = asked & ~visual
@@ -218,6 +254,31 @@ class Flow:
         if mask.dtype == torch.bool:
             return mask & seen | shown | self._blind()[:, None]
         return mask.masked_fill(~seen, torch.finfo(mask.dtype).min).masked_fill(shown, 0)
+
+    def gated(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """The mask of this layer, with the logarithms of the visual keys' gates added where they are not all open.
+
+        A token always sees itself in full, so that no row is left without a key.
+
+        Args:
+            mask: As `mask` made it, or transformers; keys of other passes and extra keys stand before this pass's.
+            dtype: Of the hidden states.
+        """
+        pictures = [picture for picture in self.pictures if picture.gate is not None]
+        if not pictures:
+            return mask
+        count, low = self.slots.shape[1], torch.finfo(dtype).min
+        if mask is None:  # causal, without padding
+            mask = torch.ones(count, count, dtype=torch.bool, device=self.slots.device).tril()[None, None]
+        if mask.ndim == 2:
+            raise UserError("gates need masks that can be added to; load the backbone with sdpa or eager")
+        gates = torch.cat([picture.open for picture in pictures]).clamp_min(CLOSED).log().to(dtype)
+        rows = torch.cat([torch.full_like(picture.columns, picture.row) for picture in pictures])
+        bias = gates.new_zeros(self.slots.shape).index_put((rows, torch.cat([p.columns for p in pictures])), gates)
+        oneself = torch.eye(count, dtype=torch.bool, device=bias.device)
+        bias = bias[:, None].expand(-1, count, -1).masked_fill(oneself, 0)
+        bias = torch.nn.functional.pad(bias, (mask.shape[3] - count, 0))[:, None]
+        return torch.where(mask, bias, low) if mask.dtype == torch.bool else (mask + bias).clamp(min=low)
 
     def _blind(self) -> Tensor:
         """``[B, n, 1]``, queries that are padding: they may see all, for a row without any key would become NaN."""

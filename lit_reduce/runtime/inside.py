@@ -21,7 +21,7 @@ from lit_reduce.runtime.call import call, kept, now
 from lit_reduce.runtime.flow import Flow, Picture, Prompt
 from lit_reduce.runtime.rows import LayerRows, sources
 from lit_reduce.runtime.slots import PAD, Entries, Extra, StaticSlotLayer, install, slotted, take
-from lit_reduce.tokens import VisualTokens
+from lit_reduce.tokens import Course, VisualTokens
 
 Recall = Callable[[Flow], Extra]
 
@@ -39,8 +39,22 @@ class Inside:
         spent: Milliseconds that reducers took in the last call, the reading of their signals apart.
     """
 
-    def __init__(self, model: Any, decoder: Reducer | None = None, cache: Reducer | None = None) -> None:
-        self.model, self.lm = model, model.get_decoder()
+    def __init__(
+        self,
+        model: Any,
+        decoder: Reducer | None = None,
+        cache: Reducer | None = None,
+        progress: float | None = None,
+    ) -> None:
+        """Place the hooks.
+
+        Args:
+            model: The backbone.
+            decoder: The reducer between its layers.
+            cache: The reducer at its cache.
+            progress: Of training, see `Course`; None for inference.
+        """
+        self.model, self.lm, self.progress = model, model.get_decoder(), progress
         self.decoder, self.cache = decoder, cache
         self.recall: dict[int, Recall] = {}
         self.rows = LayerRows(self.lm)
@@ -145,6 +159,8 @@ class Inside:
         if flow is None:
             return None
         if flow.prompt is not None:
+            if number == 0:
+                self.rows.ahead(layer, args[0], kwargs, flow)
             hidden, flow = self._stage(number, flow, args[0])
             args, self._flow = (hidden, *args[1:]), flow
             self.counts.append([picture.count for picture in flow.pictures])
@@ -168,6 +184,7 @@ class Inside:
                 is_flash_attention_requested(layer.self_attn.config),
             )
         if flow.prompt is not None:
+            kwargs["attention_mask"] = flow.gated(kwargs.get("attention_mask"), args[0].dtype)
             offset = (0 if store is None else store.before()) + slots.shape[1] - flow.slots.shape[1]
             self.rows.aim(number, flow, offset)
         if store is not None:
@@ -185,18 +202,21 @@ class Inside:
 
     def _stage(self, number: int, flow: Flow, hidden: Tensor) -> tuple[Tensor, Flow]:
         """Reduce the pictures that have fewer tokens from this layer on."""
-        due = [p for p in flow.pictures if p.stages.get(number, p.count) < p.count]
+        due = [p for p in flow.pictures if self._due(number, p)]
         if self.decoder is None or not due:
             return hidden, flow
         start, skips = now(hidden), self.decoder.kind == "skip"
+        here = {p.number: p.at(number) for p in due}
+        due = list(here.values())
+        flow.pictures = [here.get(p.number, p) for p in flow.pictures]
         gone: list[tuple[Picture, Tensor]] = []
         stays, weight = hidden.new_ones(hidden.shape[:2]), None
         for group in _groups(due, [p.stages[number] for p in due]):
             rows = torch.tensor([p.row for p in group], device=hidden.device)[:, None]
             columns = torch.stack([p.columns for p in group])
             given = self.rows.read(self.decoder, number, group)
-            tokens = VisualTokens(hidden[rows, columns], group[0].grid, given, number)
-            reduction = call(self.decoder, tokens, group[0].stages[number])
+            tokens = VisualTokens(hidden[rows, columns], group[0].grid, given, number, self._course(group))
+            reduction = call(self.decoder, tokens, min(group[0].stages[number], tokens.count - 1))
             stay = kept(reduction, tokens.count)
             if reduction.features is not None:
                 places = columns.gather(1, reduction.anchors)
@@ -208,13 +228,29 @@ class Inside:
                 weight = torch.ones_like(stays) if weight is None else weight
                 weight = weight.index_put((rows.expand_as(columns), columns), reduction.weight.to(hidden.dtype))
                 stays = stays.index_put((rows.expand_as(columns), columns), stay.to(hidden.dtype))
+            if reduction.gate is not None:
+                gates = torch.zeros_like(stay, dtype=reduction.gate.dtype).scatter(1, reduction.anchors, reduction.gate)
+                group = [p.gated(gate) for p, gate in zip(group, gates, strict=True)]
+                here |= {p.number: p for p in group}
             gone += zip(group, stay, strict=True)
         if skips:
             passing, update = (hidden, None) if weight is None else _weighted(hidden, stays > 0, weight)
             self._passed, flow = (flow, passing, update), flow.copy()
+        flow.pictures = [here.get(p.number, p) for p in flow.pictures]
         hidden = flow.narrow(hidden, gone)
         self.spent += 1000 * (now(hidden) - start)
         return hidden, flow
+
+    def _due(self, number: int, picture: Picture) -> bool:
+        """Whether a picture is to lose tokens before this layer."""
+        if self.decoder is None or number not in picture.stages:
+            return False
+        asked = self.decoder.varies and picture.keep < picture.entered and picture.count > 1
+        return asked or picture.stages[number] < picture.count
+
+    def _course(self, group: list[Picture]) -> Course:
+        spent = torch.stack([torch.as_tensor(p.spent, device=p.columns.device, dtype=torch.float32) for p in group])
+        return Course(len(self.lm.layers), group[0].entered, group[0].keep, spent, self.progress)
 
     def _rejoin(self, _: Any, __: Any, out: Tensor) -> Tensor:
         """Bring the tokens back that passed a layer by."""
@@ -300,8 +336,9 @@ def stages_of(reducer: Reducer, depth: int, tokens: int, keep: int) -> dict[int,
 
 
 def _groups(pictures: list[Picture], budgets: list[int]) -> list[list[Picture]]:
-    """Pictures of equal count, grid and budget: one call of the reducer each."""
+    """Pictures of equal count, grid and budget, now and in all: one call of the reducer each."""
     groups: dict[Any, list[Picture]] = {}
     for picture, budget in zip(pictures, budgets, strict=True):
-        groups.setdefault((picture.count, picture.grid, budget), []).append(picture)
+        key = (picture.count, picture.grid, budget, picture.entered, picture.keep)
+        groups.setdefault(key, []).append(picture)
     return list(groups.values())

@@ -37,7 +37,9 @@ def staged(
             site: stages_of(reducer, depth, picture.count, keep.count(picture.count))
             for site, (reducer, keep) in sites.items()
         }
-        pictures.append(replace(picture, given=given, stages=stages.get("decoder", {}), cached=stages.get("cache", {})))
+        left, cached = stages.get("decoder", {}), stages.get("cache", {})
+        keep = sites["decoder"][1].count(picture.count) if left else picture.count
+        pictures.append(replace(picture, given=given, stages=left, cached=cached, keep=keep))
     return replace(prompt, pictures=pictures)
 
 

@@ -1,6 +1,7 @@
 """What reducers inside the language model may ask of its layers: a few attention rows, never a whole map."""
 
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from lit_reduce.runtime.signals import Signal
 from lit_reduce.runtime.slots import take
 from lit_reduce.runtime.taps import Tap
 
-ROWS = frozenset({"last", "text_rows"})  # read from a decoder layer's attention
-INSIDE = ROWS | {"text", "text_mask", "size"}  # what the language model itself gives; all else comes from the tower
+ROWS = frozenset({"last", "text_rows", "image_rows"})  # read from a decoder layer's attention
+# What the language model itself gives; all else comes from the tower.
+INSIDE = ROWS | {"text", "text_mask", "size", "place", "gate"}
 
 
 def from_tower(reducer: Reducer) -> frozenset[str]:
@@ -34,7 +36,8 @@ def from_tower(reducer: Reducer) -> frozenset[str]:
 def sources(reducer: Reducer, stage: int, depth: int) -> dict[str, int]:
     """The decoder layer that each of a reducer's attention signals is read from, for its stage at one layer.
 
-    Between layers that is the layer before, at the cache the layer itself, unless the signal names another.
+    Between layers that is the layer before (before the first one the first itself, see `LayerRows.ahead`), at the
+    cache the layer itself, unless the signal names another.
 
     Raises:
         UserError: the layer comes too late.
@@ -45,12 +48,41 @@ def sources(reducer: Reducer, stage: int, depth: int) -> dict[str, int]:
         signal = Signal.parse(text)
         if signal.name not in ROWS:
             continue
-        found[text] = signal.at(depth, stage if at_cache else stage - 1)
-        if not 0 <= found[text] < stage + at_cache:
+        found[text] = signal.at(depth, stage if at_cache else max(0, stage - 1))
+        if found[text] >= max(1, stage + at_cache):
             raise UserError(
                 f"'{reducer.name}' reads the signal '{text}' in a layer before layer {stage}, and there is none; "
                 "let it act in a later layer"
             )
+    return found
+
+
+class Looks(NamedTuple):
+    """Which tokens of an image are looked through.
+
+    Attributes:
+        first: The first of their rows, among those of all images of the sample.
+        columns: ``[R]``, where they stand among the tokens of the layer.
+        real: ``[R]`` bool, false where there are fewer than R.
+    """
+
+    first: int
+    columns: Tensor
+    real: Tensor
+
+
+def looking(flow: Flow, most: int = 64) -> dict[int, Looks]:
+    """Up to ``most`` tokens of each image, evenly spread among those that are left and open, by the image's number."""
+    found, taken = dict[int, Looks](), dict[int, int]()
+    for picture in flow.pictures:
+        open_ = picture.open.detach() > 0.5
+        open_ = open_ if bool(open_.any()) else torch.ones_like(open_)
+        count, many = min(most, picture.count), int(open_.sum())
+        index = torch.arange(count, device=open_.device)
+        order = torch.argsort((~open_).int(), stable=True)
+        first = taken.get(picture.row, 0)
+        found[picture.number] = Looks(first, picture.columns[order[index * max(many, count) // count]], index < many)
+        taken[picture.row] = first + count
     return found
 
 
@@ -65,6 +97,8 @@ class LayerRows:
         self.layers = lm.layers
         self.pictures: dict[int, list[Picture]] = {}
         self._taps: dict[int, Tap] = {}
+        self._looks: dict[int, dict[int, Looks]] = {}
+        self._ahead = self._image = False
         self._text = self._text_mask = torch.empty(0)
 
     def start(self, prompt: Prompt, embeds: Tensor, decoder: Reducer | None, cache: Reducer | None) -> None:
@@ -72,6 +106,9 @@ class LayerRows:
         self.stop()
         self._text_mask = prompt.text_mask
         self._text = take(embeds, prompt.text, 1) * prompt.text_mask[..., None]
+        self._ahead = decoder is not None and any(0 in picture.stages for picture in prompt.pictures)
+        asked = [decoder.signals if decoder is not None else (), cache.signals if cache is not None else ()]
+        self._image = any(Signal.parse(text).name == "image_rows" for text in chain(*asked))
         wanted: set[int] = set()
         for picture in prompt.pictures:
             for reducer, stages in ((decoder, picture.stages), (cache, picture.cached)):
@@ -85,25 +122,51 @@ class LayerRows:
         for tap in self._taps.values():
             tap.__exit__()
         self._taps = {}
-        self.pictures = {}
+        self.pictures, self._looks = {}, {}
+
+    def ahead(self, layer: Any, hidden: Tensor, kwargs: dict[str, Any], flow: Flow) -> None:
+        """Read the first layer before it runs, for a stage that has none before it: its attention works twice.
+
+        Of a conversation that goes on, the rows are those of the new prompt alone.
+        """
+        if not self._ahead or 0 not in self._taps:
+            return
+        self.aim(0, flow, 0)
+        mask = kwargs.get("attention_mask")
+        alone = {"attention_mask": None if mask is None else mask[..., -hidden.shape[1] :], "past_key_values": None}
+        with torch.no_grad():
+            layer.self_attn(hidden_states=layer.input_layernorm(hidden), **kwargs | alone)
 
     def aim(self, layer: int, flow: Flow, offset: int) -> None:
         """Before a layer runs: which rows to read, and where the keys of its tokens begin."""
         self.pictures[layer] = [picture.moved(picture.columns + offset) for picture in flow.pictures]
         if layer in self._taps:
-            self._taps[layer].asked = torch.cat([flow.last[:, None], flow.text], 1)
+            looks = self._looks[layer] = looking(flow) if self._image else {}
+            wide = max((look.first + len(look.columns) for look in looks.values()), default=0)
+            index = flow.text.new_zeros(len(flow.text), wide)
+            for picture in flow.pictures if looks else ():
+                look = looks[picture.number]
+                index[picture.row, look.first : look.first + len(look.columns)] = look.columns
+            self._taps[layer].asked = torch.cat([flow.last[:, None], flow.text, index], 1)
 
     def read(self, reducer: Reducer, stage: int, group: list[Picture]) -> dict[str, Tensor]:
         """The signals of some pictures of equal count, at a reducer's stage."""
         samples = torch.tensor([picture.row for picture in group], device=group[0].columns.device)
         mask = self._text_mask[samples]
         out = {"text": self._text[samples], "text_mask": mask, "size": torch.stack([p.size for p in group])}
+        out |= {"place": torch.stack([p.anchors for p in group]), "gate": torch.stack([p.open for p in group])}
         for text, layer in sources(reducer, stage, len(self.layers)).items():
             attention = self._taps[layer].rows[-1].mean(1)[samples]  # over heads: [G, 1 + T, keys]
             columns = torch.stack([self._columns(layer, picture) for picture in group])
-            found = take(attention, columns, 2)
-            words = found[:, 1:].masked_fill(~mask[..., None], 0)  # rows of padding are nobody's, perhaps not numbers
-            out[text] = found[:, 0] if Signal.parse(text).name == "last" else words
+            name, words = Signal.parse(text).name, 1 + mask.shape[1]
+            if name == "image_rows":
+                looks = [self._looks[layer][picture.number] for picture in group]
+                mine = torch.stack([words + torch.arange(len(x.columns), device=mask.device) + x.first for x in looks])
+                rows, real = take(attention, mine, 1), torch.stack([x.real for x in looks])
+            else:
+                rows, real = (attention[:, :1], mask.new_ones(1)) if name == "last" else (attention[:, 1:words], mask)
+            found = take(rows, columns, 2).masked_fill(~real[..., None], 0)  # rows of padding, perhaps not numbers
+            out[text] = found[:, 0] if name == "last" else found
         for text in reducer.signals - out.keys():
             given = [picture.given[text] for picture in group if text in picture.given]
             if len(given) == len(group):

@@ -34,6 +34,12 @@ def made_tokens(
         kind = name.partition("@")[0]
         if kind in ("cls", "received", "last", "history"):
             signals[name] = (2 * draw(name, count)).softmax(-1)
+        elif kind == "image_rows":
+            signals[name] = (2 * draw(name, 7, count)).softmax(-1)
+        elif kind == "place":
+            signals[name] = torch.arange(count).expand(batch, -1)
+        elif kind == "gate":
+            signals[name] = torch.ones(batch, count)
         elif kind == "text_rows":
             share = draw(f"{name} share", TEXT, 1).sigmoid() * mask[..., None]  # words look at other words too
             signals[name] = (2 * draw(name, TEXT, count)).softmax(-1) * share
@@ -47,7 +53,7 @@ def made_tokens(
             signals[name] = draw(name, count).abs() + 1
         elif kind != "text_mask":
             raise AssertionError(f"no test makes the signal {name}")
-    signals = {name: x.to(dtype) for name, x in signals.items()}
+    signals = {name: x.to(dtype) if x.is_floating_point() else x for name, x in signals.items()}
     if {"text", "text_rows"} & set(signals):
         signals["text_mask"] = mask
     layer = -1 if reducer.site == "projector" else 1

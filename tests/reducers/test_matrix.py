@@ -45,6 +45,7 @@ TRAINED += [
     ("flexattention", {"hidden_size": 6, "depth": 4, "rank": 3, "short": short}) for short in ("pool", "divprune")
 ]
 TRAINED += [("remember", LOOKING)]
+TRAINED += [("atp", {"hidden_size": 6}), ("atp", {"hidden_size": 6, "cross": "last", "residual": False})]
 ALL = [(name, {}) for name in FREE] + VARIANTS + COUNTED + TRAINED
 GRIDS = [(1, 4, 6), (5, 3, 3), (2, 3, 4)]
 
@@ -158,7 +159,7 @@ def test_equal_tokens_are_chosen_alike_in_every_image(name, options, made):
     tokens = made(reducer)
     same = {key: x[:1, :1].expand_as(x) if x.ndim > 1 else x for key, x in tokens.signals.items()}
     same = {
-        key: x[..., :1].expand_as(x) if key.startswith(("cls", "received", "last", "text_rows")) else x
+        key: x[..., :1].expand_as(x) if key.startswith(("cls", "received", "last", "text_rows", "image_rows")) else x
         for key, x in same.items()
     }
     if "text_mask" in same:

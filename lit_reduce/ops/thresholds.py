@@ -1,0 +1,86 @@
+"""Thresholds instead of ranks: how many tokens stay follows from the scores, and thresholds can be learned."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lit_reduce.ops.selectors import places, ranks
+from lit_reduce.ops.similarity import exact
+
+NONE = 1e-6  # of a score that counts as nothing, where logarithms are taken
+
+
+def peaked(scores: Tensor) -> Tensor:
+    """Scores ``[B, N]`` as parts of the largest of each image; zero stays zero."""
+    scores = exact(scores)
+    return scores / scores.amax(-1, keepdim=True).clamp_min(1e-30)
+
+
+def pyramid(place: Tensor, grid: tuple[int, int, int], strides: tuple[int, ...] = (2, 3, 4, 6)) -> Tensor:
+    """Spatial scores ``[B, N]``: the sparser the sparsest uniform grid that a token lies on, the higher.
+
+    A grid of stride s keeps the rate ``R = 1 / s^2`` and scores ``1 - 3 R``; tokens on none of them, newline tokens
+    among these, score 0. A threshold then chooses the density. One rate and the factor 3 are ATP-LLaVA's
+    (arXiv 2412.00447, eq 5, as rebuilt by others); several rates are our reading of its dynamic sampling.
+
+    Args:
+        place: ``[B, N]``, raster index of each token in its image.
+        grid: Frames, rows and columns.
+        strides: Of the grids.
+    """
+    frames, rows, columns = grid
+    row, column = place % (rows * columns) // columns, place % columns
+    score = torch.zeros(place.shape, device=place.device)
+    for stride in sorted(strides):
+        inside = (row % stride == stride // 2) & (column % stride == stride // 2) & (place < frames * rows * columns)
+        score = score.masked_fill(inside, 1 - 3 / stride**2).maximum(score)
+    return score
+
+
+def profile(scores: Tensor, weight: Tensor, bins: int = 8) -> Tensor:
+    """How scores are spread, ``[B, bins]``: the weighted share of tokens above 1/2, 1/4, 1/8 ..., with soft edges.
+
+    It does not depend on how many tokens there are, and a token of weight 0 is as good as gone. Our reading of the
+    pooling in ATP-LLaVA (arXiv 2412.00447, eq 6).
+
+    Args:
+        scores: ``[B, N]`` in [0, 1].
+        weight: ``[B, N]``, not negative.
+        bins: How many shares.
+    """
+    edges = -math.log(2) * torch.arange(1, bins + 1, device=scores.device)
+    above = torch.sigmoid(4 * (scores.clamp_min(NONE).log()[..., None] - edges))
+    share: Tensor = (above * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(NONE)
+    return share
+
+
+def best(margin: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Another number of tokens of each image: those of the largest margins, in raster order.
+
+    Args:
+        margin: ``[B, N]``.
+        counts: ``[B]``, each between 1 and N.
+
+    Returns:
+        Anchors ``[B, K]`` with K the largest count, and which are real ``[B, K]``: these come first.
+    """
+    most = int(counts.max())
+    anchors = places(ranks(margin) < counts[:, None], most)
+    return anchors, torch.arange(most, device=margin.device) < counts[:, None]
+
+
+def affordable(wanted: Tensor, left: Tensor, here: int, later: int) -> Tensor:
+    """The count nearest to what is wanted with which a budget can still be spent, and will not be exceeded.
+
+    Counts may not rise from stage to stage, so too few now would leave some of the budget over for good.
+
+    Args:
+        wanted: ``[B]``.
+        left: ``[B]`` tokens, summed over layers, that are left to spend.
+        here: Layers until the next stage.
+        later: Layers behind it.
+    """
+    most = ((left - later) / here + 1e-4).floor()
+    least = (left / (here + later) - 1e-4).ceil().minimum(most)
+    return wanted.maximum(least).minimum(most).clamp(min=1).long()
