@@ -55,6 +55,28 @@ def profile(scores: Tensor, weight: Tensor, bins: int = 8) -> Tensor:
     return share
 
 
+def mass_above(scores: Tensor, weight: Tensor, mass: Tensor) -> Tensor:
+    """The threshold ``[B]`` above which tokens of so much weight lie; it follows ``mass`` and scores without a jump.
+
+    Half way between two neighbours for a mass that whole tokens make, straight in between, and below the largest score
+    for any mass above 0.
+
+    Args:
+        scores: ``[B, N]``.
+        weight: ``[B, N]``, not negative.
+        mass: ``[B]``.
+    """
+    ranked, order = scores.sort(dim=-1, descending=True, stable=True)
+    total = torch.nn.functional.pad(weight.gather(1, order).cumsum(1), (1, 0)).detach()
+    between = (ranked[:, :-1] + ranked[:, 1:]) / 2
+    knots = torch.cat([ranked[:, :1], between, ranked[:, -1:] - 1], 1)
+    after = torch.searchsorted(total, mass.detach()[:, None].to(total)).clamp(1, scores.shape[1])
+    (low, high), (below, above) = ((x.gather(1, after - 1), x.gather(1, after)) for x in (total, knots))
+    share = ((mass[:, None] - low) / (high - low).clamp_min(NONE)).clamp(0, 1)
+    found: Tensor = (below + share * (above - below))[:, 0]
+    return found
+
+
 def best(margin: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Another number of tokens of each image: those of the largest margins, in raster order.
 

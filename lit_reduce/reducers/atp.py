@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from lit_reduce.errors import UserError
 from lit_reduce.ops.budgets import falling_average
 from lit_reduce.ops.gates import anneal
-from lit_reduce.ops.thresholds import NONE, affordable, best, peaked, profile, pyramid
+from lit_reduce.ops.thresholds import NONE, affordable, best, mass_above, peaked, profile, pyramid
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Course, Reduction, VisualTokens
 
-BINS = 8
+BINS, EDGE = 8, 1e-3
 
 
 def _sites() -> list[float]:
@@ -40,7 +40,7 @@ class ATPConfig(ReducerConfig):
     target: float = field(default=2.0, metadata={"help": "weight of the gap between mean count and budget"})
     deep: float = field(default=0.0, metadata={"help": "weight of the tokens left at each site, the later the more"})
     softness: list[float] = field(
-        default_factory=lambda: [0.5, 0.05], metadata={"help": "of the mask when training begins and ends"}
+        default_factory=lambda: [0.5, 0.02], metadata={"help": "of the mask when training begins and ends"}
     )
 
 
@@ -49,16 +49,17 @@ class ATP(Reducer):
     """A token stays if it is important (redundancy test) or lies on a sparse grid (spatial test); heads set both bars.
 
     Scores: attention that a token receives from tokens of the image, and from the prompt, each as part of its maximum,
-    and their mean ``S``; the spatial score of `pyramid`. A head reads the `profile` of both and gives two thresholds in
-    (0, 1), eq 6 to 8. Training drops nothing: later layers attend to a token by ``M = max(M_r, M_s)``, eq 9 to 11, and
-    stages multiply. Inference keeps what is above either threshold, at its original position. Further losses: the mean
-    count against the budget, and a price for what is left late, eq 12 to 14, both in parts of N.
+    and their mean ``S``; the spatial score of `pyramid`. A head reads the `profile` of both and sets two thresholds,
+    eq 6 to 8. Training drops nothing: later layers attend to a token by ``M = max(M_r, M_s)``, eq 9 to 11, and stages
+    multiply. Inference keeps what is above either threshold, at its original position. Further losses: the mean count
+    against the budget, and a price for what is left late, eq 12 to 14, both in parts of N.
 
     No official code was found: the equations are those that others rebuilt. Our reading: the maximum as the unit,
     several rates, the profile; that both tests compare logarithms, ``M = sigmoid((log S - log theta) / softness)``,
-    which decides the same and suits scores with a long tail; that heads read the budget and what is left of it, so that
-    one plug-in serves many. Ours alone: `residual`, from which ``S`` gets a factor, since behind a frozen model
-    thresholds cannot change the order of tokens, and sites before layer 0, whose attention is read ahead.
+    which decides the same and suits scores with a long tail; and that a head says which part of the tokens is to be
+    above the first threshold, so that it starts from what the budget asks and one plug-in serves many budgets. Ours
+    alone: `residual`, from which ``S`` gets a factor, since behind a frozen model thresholds cannot change the order
+    of tokens, and sites before layer 0, whose attention is read ahead.
 
     ``keep`` is the mean over all layers. With ``adaptive`` it is met on average over images; without, by every image:
     thresholds still say how the layers share it, as far as it can be spent without a rise. Outside a language model's
@@ -86,11 +87,7 @@ class ATP(Reducer):
         if chosen.cross == "last":
             self.signals = self.signals - {"text_rows"} | {"last"}
         self.heads = nn.ModuleList(Head(chosen.width) for _ in chosen.sites)
-        self.factors = nn.ModuleList(
-            nn.Linear(chosen.hidden_size, 1, bias=False) for _ in chosen.sites if chosen.residual
-        )
-        for factor in self.factors:
-            nn.init.zeros_(factor.weight)
+        self.factors = nn.ParameterList(torch.zeros(chosen.hidden_size) for _ in chosen.sites if chosen.residual)
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
         """What would stay of an image if every site left the same part; the mean over layers is ``keep``."""
@@ -100,14 +97,16 @@ class ATP(Reducer):
         """Soft masks while training, else the tokens above their thresholds."""
         course, count = tokens.course, tokens.count
         if course is None:
-            margin = self.margin(tokens, 0, keep / count, keep / count)
+            margin = self.margin(tokens, 0, keep / count, keep / count, keep / count)
             anchors, valid = best(margin, torch.full((len(margin),), keep, device=margin.device))
             return Reduction(anchors, valid=valid, scores=margin)
-        layers = [*self.stages(course.depth, course.tokens, course.keep), course.depth]
+        stages = self.stages(course.depth, course.tokens, course.keep)
+        layers, meant = [*stages, course.depth], [course.tokens, *stages.values()]
         site = layers.index(tokens.layer)
         here, later = layers[site + 1] - tokens.layer, course.depth - layers[site + 1]
         left = (course.keep * course.depth - course.spent).detach()
-        margin = self.margin(tokens, site, course.keep / course.tokens, left / (here + later) / course.tokens)
+        known = course.keep / course.tokens, left / (here + later) / course.tokens
+        margin = self.margin(tokens, site, meant[site + 1] / meant[site], *known)
         if course.progress is not None:
             return self.soft(tokens, course, margin, later == 0)
         wanted = (margin > 0).sum(1)
@@ -115,37 +114,41 @@ class ATP(Reducer):
         anchors, valid = best(margin, counts.clamp(1, count))
         return Reduction(anchors, valid=valid, scores=margin)
 
-    def margin(self, tokens: VisualTokens, site: int, share: float, left: Tensor | float) -> Tensor:
+    def margin(self, tokens: VisualTokens, site: int, part: float, share: float, left: Tensor | float) -> Tensor:
         """By how much the better test is passed, ``[B, N]`` in logarithms; above 0 stays.
 
         Args:
             tokens: The tokens.
             site: Which of the sites.
+            part: Of the tokens that are there, how many are meant to stay.
             share: The budget in parts of N.
-            left: What is left of it for each layer from here on, ``[B]`` or the same for all.
+            left: What is left of it for each layer from here on, ``[B]`` or the same for all, in parts of N.
         """
         gate, like = tokens.signal("gate"), tokens.features
         cross = tokens.signal("last") if self.config.cross == "last" else _received(tokens)
         own, cross = peaked(tokens.signal("image_rows").sum(1)), peaked(cross)
-        share, left, now = (
+        known = [
             torch.as_tensor(x, device=like.device, dtype=own.dtype).expand(len(own)).clamp_min(NONE).log()
             for x in (share, left, gate.sum(1) / math.prod(tokens.grid))
-        )
-        read = torch.cat([profile(own, gate, BINS), profile(cross, gate, BINS), torch.stack([share, left, now], 1)], 1)
-        bars = self.heads[site](read.to(like.dtype))
+        ]
+        read = torch.cat([profile(own, gate, BINS), profile(cross, gate, BINS), torch.stack(known, 1)], 1)
+        more, bar = self.heads[site](read.to(like.dtype)).unbind(1)
         red = ((own + cross) / 2).clamp_min(NONE).log()
         if self.config.residual:
-            red = red + self.factors[site](F.rms_norm(like, like.shape[-1:], eps=1e-6))[..., 0]
+            red = red + F.rms_norm(like, like.shape[-1:], eps=1e-6) @ self.factors[site]
+        stay = torch.sigmoid(more + math.log(part / max(1 - part, EDGE)))
+        theta = mass_above(red, gate, stay * gate.sum(1))
         spatial = pyramid(tokens.signal("place"), tokens.grid).clamp_min(NONE).log()
-        return torch.maximum(red - bars[:, :1], spatial - bars[:, 1:])
+        return torch.maximum(red - theta[:, None], spatial - F.logsigmoid(bar)[:, None])
 
-    def soft(self, tokens: VisualTokens, course: Course, margin: Tensor, last: bool) -> Reduction:
+    def soft(self, tokens: VisualTokens, course: Course, margin: Tensor, deepest: bool) -> Reduction:
         """The mask of this stage on all tokens, and the method's own losses."""
         assert course.progress is not None
-        mask = torch.sigmoid(margin / anneal(*self.config.softness, course.progress))
+        first, last = self.config.softness
+        mask = torch.sigmoid(margin / anneal(first, last, course.progress))
         now = (tokens.signal("gate") * mask).sum(1)
         losses = {"deep": self.config.deep * tokens.layer / course.depth * (now / course.tokens).mean()}
-        if last:
+        if deepest:
             mean = (course.spent + now * (course.depth - tokens.layer)).mean() / course.depth
             losses["target"] = self.config.target * (mean - course.keep).abs() / course.tokens
         anchors = torch.arange(tokens.count, device=mask.device).expand(len(mask), -1)
@@ -159,23 +162,19 @@ def _received(tokens: VisualTokens) -> Tensor:
 
 
 class Head(nn.Module):
-    """Two thresholds, as logarithms ``[B, 2]``, from what is known of scores and budget.
+    """From what is known of scores and budget: how many more tokens than meant, and the spatial bar, as log-odds.
 
-    It starts from thresholds that follow the budget alone, so that training begins near it.
+    It starts with as many as meant, and a bar above every grid.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.inner = nn.Linear(2 * BINS + 3, width)
-        self.outer = nn.Linear(width, 2)
-        self.budget = nn.Linear(1, 2)
+        self.inner, self.outer = nn.Linear(2 * BINS + 3, width), nn.Linear(width, 2)
         nn.init.zeros_(self.outer.weight)
-        nn.init.zeros_(self.outer.bias)
         with torch.no_grad():
-            self.budget.weight.copy_(torch.tensor([[-1.0], [-0.5]]))
-            self.budget.bias.copy_(torch.tensor([-4.0, 2.0]))
+            self.outer.bias.copy_(torch.tensor([0.0, 3.0]))
 
     def forward(self, read: Tensor) -> Tensor:
-        """``log sigmoid`` of a map of the budget that is left, and of a small network of everything."""
-        bars = self.budget(read[:, -2:-1]) + self.outer(F.gelu(self.inner(read)))
-        return F.logsigmoid(bars)
+        """``[B, 2]`` of what was read ``[B, 2 * BINS + 3]``."""
+        bars: Tensor = self.outer(F.gelu(self.inner(read)))
+        return bars
