@@ -68,9 +68,13 @@ class Hidden:
         self.length, self.depth = ids.shape[1], len(self.lm.layers)
         self.visual = ids == tiny.token
         self.images = [(b, run) for b in range(len(ids)) for run in _runs(self.visual[b])]
-        once = family_of(tiny.model.config).grids(tiny.model, tiny.inputs)
-        rows = [b for b, visual in enumerate(tiny.inputs["input_ids"] == tiny.token) for _ in _runs(visual)]
-        self.grids = [g for b in range(len(tiny.inputs["input_ids"])) for _ in range(times) for g in _of(once, rows, b)]
+        once = iter(family_of(tiny.model.config).grids(tiny.model, tiny.inputs))
+        grids = [
+            # A prompt that is short already has tokens of its images, and no images.
+            [next(once, (1, 1, len(run))) for run in _runs(visual)]
+            for visual in tiny.inputs["input_ids"] == tiny.token
+        ]
+        self.grids = [grid for one in grids for _ in range(times) for grid in one]
 
     def __enter__(self) -> "Hidden":
         self.before = self.lm.config._attn_implementation
@@ -191,10 +195,6 @@ class Hidden:
 
     def _padded(self, gone: Tensor, total: int) -> Tensor:
         return torch.nn.functional.pad(gone, (0, total - self.length))
-
-
-def _of(grids: list[Any], rows: list[int], row: int) -> list[Any]:
-    return [grid for grid, at in zip(grids, rows, strict=True) if at == row]
 
 
 def _runs(visual: Tensor) -> list[Tensor]:
