@@ -58,7 +58,8 @@ def hard_logits(
         with looking_back(model, reducer, Bank.of(model, reducer, batch.inputs, short, logical)):
             return _answers(model, short, None)
     short, logical = compact(model, batch.inputs, encoded, reducer, 1.0)
-    inside = Inside(model, decoder=reducer, progress=progress)
+    inside = Inside(model, decoder=reducer)
+    inside.progress = progress
     try:
         with inside.reading(staged(model, short, logical, encoded, {"decoder": (reducer, Budget(keep))})):
             return _answers(model, short, None)

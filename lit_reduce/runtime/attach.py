@@ -90,7 +90,7 @@ class Attachment:
         if "encoder" in sites:  # first, because it may refuse the tower
             self._undo.append(tower.install(model, self.family, *sites["encoder"]).remove)
         acting = {site: reducer for site, (reducer, _) in sites.items() if site in INSIDE}
-        self.inside = Inside(model, acting.get("decoder"), acting.get("cache")) if acting else None
+        self.inside = Inside(model, **acting) if acting else None
         if self.inside is not None:
             self._undo.append(self.inside.remove)
         looking = sites["projector"][0] if "projector" in sites else None

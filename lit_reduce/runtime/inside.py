@@ -32,6 +32,7 @@ class Inside:
     Attributes:
         decoder: Acts between layers: drops, merges, or (kind ``skip``) lets tokens pass by a layer.
         cache: Acts once, at the end of the prompt: from the first decode step on its keys are gone.
+        progress: Of training, see `Course`; None at inference.
         recall: Keys and values that some layers see beside their own, by layer; called once for each prompt.
         counts: Tokens of each image that each layer worked on in the last prompt.
         cached: Visual keys that each layer's cache holds after it, where a reducer acts there.
@@ -39,24 +40,11 @@ class Inside:
         spent: Milliseconds that reducers took in the last call, the reading of their signals apart.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        decoder: Reducer | None = None,
-        cache: Reducer | None = None,
-        progress: float | None = None,
-    ) -> None:
-        """Place the hooks.
-
-        Args:
-            model: The backbone.
-            decoder: The reducer between its layers.
-            cache: The reducer at its cache.
-            progress: Of training, see `Course`; None for inference.
-        """
-        self.model, self.lm, self.progress = model, model.get_decoder(), progress
+    def __init__(self, model: Any, decoder: Reducer | None = None, cache: Reducer | None = None) -> None:
+        self.model, self.lm = model, model.get_decoder()
         self.decoder, self.cache = decoder, cache
         self.recall: dict[int, Recall] = {}
+        self.progress: float | None = None
         self.rows = LayerRows(self.lm)
         self._prompt: Prompt | None = None
         self._flow: Flow | None = None

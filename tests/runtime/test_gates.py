@@ -50,7 +50,8 @@ class Gating(Reducer):
 def logits(tiny: Any, inputs: dict[str, Any], reducer: Reducer, progress: float | None) -> tuple[Tensor, Inside]:
     encoded = encode(tiny.model, inputs)
     short, logical = compact(tiny.model, inputs, encoded, reducer, 1.0)
-    inside = Inside(tiny.model, decoder=reducer, progress=progress)
+    inside = Inside(tiny.model, decoder=reducer)
+    inside.progress = progress
     try:
         sites = {"decoder": (reducer, Budget(KEEP))}
         with inside.reading(staged(tiny.model, short, logical, encoded, sites)):
