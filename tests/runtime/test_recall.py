@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lit_reduce.plugin import create_for
 from lit_reduce.recall import RecallReducer
 from lit_reduce.reducer import create
 from lit_reduce.runtime import attach, encode
+from lit_reduce.runtime import recall as looked
 from lit_reduce.runtime.compact import compact
 from lit_reduce.runtime.encode import placeholders
 
@@ -141,17 +143,52 @@ class Everything:
 def test_looking_back_equals_one_softmax_over_every_key(family):
     """Prefill and each decode step; left padding, one and two pictures, grouped heads, unequal choices."""
     tiny = build(family)
-    reducer = looking(tiny.model)
+    reducer, how = looking(tiny.model), GREEDY | {"suppress_tokens": [100, 101]}  # answers must not look like pictures
     with attach(tiny.model, "pool", keep=KEEP):
-        pooled = tiny.model.generate(**tiny.inputs, **GREEDY)
+        pooled = tiny.model.generate(**tiny.inputs, **how)
     with attach(tiny.model, reducer, keep=KEEP) as attached:
-        out = tiny.model.generate(**tiny.inputs, **GREEDY)
+        out = tiny.model.generate(**tiny.inputs, **how)
     assert attached.stats.kept == 15
     assert gap(out, pooled) > 0.1
     answers = out.sequences[:, tiny.inputs["input_ids"].shape[1] :]
     expected = Everything(tiny, reducer, KEEP, answers).logits()
     for step, logits in enumerate(out.logits):
         torch.testing.assert_close(logits, expected[:, step], atol=TOLERANCE, rtol=0)
+
+
+def unturned(attention, keys, cos, sin):
+    return keys
+
+
+def elsewhere(self, bank, rotary):
+    laid(self, replace(bank, pictures=[replace(held, places=held.places + 2) for held in bank.pictures]), rotary)
+
+
+def other_cells(self, bank, rotary):
+    laid(self, bank, rotary)
+    self.column = self.column.roll(3, 1)
+
+
+def all_ask(self, bank, fresh=0):
+    return reading(self, replace(bank, start=bank.start * 0), fresh)
+
+
+laid, reading = looked.Laid.__init__, looked.Recalling.reading
+WRONG = {
+    "keys not turned": ("rotated", unturned),
+    "keys of other places": ("Laid.__init__", elsewhere),
+    "ranked by other cells": ("Laid.__init__", other_cells),
+    "every token asks": ("Recalling.reading", all_ask),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_reference_notices_what_is_wrong(name, monkeypatch):
+    place, wrong = WRONG[name]
+    owner, _, attribute = place.rpartition(".")
+    monkeypatch.setattr(getattr(looked, owner) if owner else looked, attribute, wrong)
+    with pytest.raises(AssertionError, match="not close"):
+        test_looking_back_equals_one_softmax_over_every_key("llava")
 
 
 @pytest.mark.parametrize(
