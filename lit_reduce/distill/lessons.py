@@ -54,7 +54,12 @@ class Lesson:
 def listening(reducer: Any) -> Iterator[list[Call]]:
     """Every call of a reducer while it lasts, at whatever layer: tokens, budget and reduction, gradients and all."""
     calls: list[Call] = []
-    listener = reducer.register_forward_hook(lambda _, given, made: calls.append((*given, made)))
+
+    def hear(_: Any, given: Any, made: Any) -> None:
+        if isinstance(made, Reduction):  # not where a layer looks back at one
+            calls.append((*given, made))
+
+    listener = reducer.register_forward_hook(hear)
     try:
         yield calls
     finally:
