@@ -125,6 +125,7 @@ def bench(
 
     arrived: dict[int | None, int] = {}
     counted: dict[int | None, int] = {}
+    looked: dict[int | None, int] = {}  # by a reducer whose layers look back, at each further token
     peaks: dict[int | None, int] = {}
     with ExitStack() as stack:
         if not chosen.tower:
@@ -133,9 +134,9 @@ def bench(
             stack.enter_context(pictures_given(backbone, inputs))
         plans: dict[str, int | None] = {PLAIN: None, **budgets}
         for keep in plans.values():  # the uncounted runs, which warm up as well
-            with ModuleFlops(reducer) as flops:
+            with ModuleFlops(reducer, model) as flops:
                 peaks[keep] = peak_bytes(partial(once, keep), model.device)
-            counted[keep] = flops.total
+            counted[keep], looked[keep] = flops.total, flops.later // max(1, chosen.new_tokens - 1)
         times = alternate({name: partial(once, keep) for name, keep in plans.items()}, chosen.runs)
     shapes = {k: v for k, v in inputs.items() if chosen.tower or k in ("input_ids", "attention_mask")}
     whole = price(model, shapes)
@@ -143,6 +144,7 @@ def bench(
     for name, keep in plans.items():
         at = None if keep is None else reducer
         cost = price(model, shapes, at, keep, arrived[keep], counted[keep])
+        cost = replace(cost, decode=cost.decode + looked[keep])
         rows.append({"batch": batch, "keep": name, "tokens": arrived[keep] if keep is None else keep})
         rows[-1] |= _row(cost, whole, times[name], times[PLAIN]) | {"peak_bytes": peaks[keep]}
     return rows

@@ -37,11 +37,12 @@ class ModuleFlops:
 
     Attributes:
         total: Multiply-adds count as 2.
+        later: Of calls during the second and further calls of ``model``, which are not in the total: decode steps.
     """
 
-    def __init__(self, module: nn.Module | None) -> None:
+    def __init__(self, module: nn.Module | None, model: nn.Module | None = None) -> None:
         """Prepare to count; no module makes no FLOPs."""
-        self.module, self.total = module, 0
+        self.module, self.model, self.total, self.later, self.passes = module, model, 0, 0, 0
 
     def __enter__(self) -> "ModuleFlops":
         self.handles = []
@@ -50,7 +51,12 @@ class ModuleFlops:
                 self.module.register_forward_pre_hook(self._begin, prepend=True),
                 self.module.register_forward_hook(self._end),
             ]
+        if self.model is not None:
+            self.handles.append(self.model.register_forward_pre_hook(self._pass, prepend=True))
         return self
+
+    def _pass(self, *_: object) -> None:
+        self.passes += 1
 
     def _begin(self, *_: object) -> None:
         self.counter = FlopCounterMode(display=False)
@@ -58,7 +64,9 @@ class ModuleFlops:
 
     def _end(self, *_: object) -> None:
         self.counter.__exit__(None, None, None)
-        self.total += self.counter.get_total_flops()
+        flops = self.counter.get_total_flops()
+        self.total += flops if self.passes < 2 else 0
+        self.later += flops if self.passes > 1 else 0
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:

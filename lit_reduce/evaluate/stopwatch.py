@@ -26,7 +26,7 @@ class Phases:
         first_token: From the call to the first token: tower, projector, reducer, prefill.
         prefill: The language model over the prompt, with whatever a reducer does inside it.
         decode: Each further token, on average; 0 when only one was made.
-        reducer: All calls of the reducer.
+        reducer: Its calls up to the end of prefill; where layers look back at later tokens too, that is in decode.
     """
 
     first_token: float
@@ -43,6 +43,7 @@ class Stopwatch:
         self.model, self.reducer, self.device, self.clock = model, reducer, model.device, CLOCKS[clock]
         self.calls: list[Stamp] = []
         self.own: list[Stamp] = []
+        self.marks: list[int] = []  # stamps of the reducer when each call of the model began
         self.tokens: list[Stamp] = []
 
     def __enter__(self) -> "Stopwatch":
@@ -55,6 +56,8 @@ class Stopwatch:
                 module.register_forward_pre_hook(lambda *_, to=stamps: to.append(self._now()), prepend=True),
                 module.register_forward_hook(lambda *_, to=stamps: to.append(self._now()), always_call=True),
             ]
+        mark = self.model.register_forward_pre_hook(lambda *_: self.marks.append(len(self.own)), prepend=True)
+        self.handles.append(mark)
         wait(self.device)
         self.start = self._now()
         return self
@@ -75,7 +78,8 @@ class Stopwatch:
         wait(self.device)
         _, first, *more = self.tokens
         decode = self._between(first, more[-1]) / len(more) if more else 0.0
-        own = sum(self._between(a, b) for a, b in zip(self.own[::2], self.own[1::2], strict=True))
+        mine = self.own[: self.marks[1] if len(self.marks) > 1 else None]
+        own = sum(self._between(a, b) for a, b in zip(mine[::2], mine[1::2], strict=True))
         return Phases(self._between(self.start, first), self._between(*self.calls[:2]), decode, own)
 
     def _now(self) -> Stamp:

@@ -37,3 +37,14 @@ def test_flops_of_all_calls_of_one_module_and_nothing_else():
     with ModuleFlops(None) as none:
         outer(torch.ones(3, 4))
     assert none.total == 0
+
+
+def test_flops_of_later_calls_are_told_apart():
+    inner = nn.Linear(8, 4, bias=False)
+    model = nn.Sequential(inner)
+    with ModuleFlops(inner, model) as flops:
+        inner(torch.ones(1, 8))  # before the model's own pass, as a reducer at the projector
+        for rows in (3, 2, 1):
+            model(torch.ones(rows, 8))
+    assert flops.total == 2 * 8 * 4 * (1 + 3)
+    assert flops.later == 2 * 8 * 4 * (2 + 1)

@@ -49,6 +49,16 @@ def test_the_reducer_is_timed_by_itself_and_inside_the_first_token():
     assert seen.decode == 0
 
 
+def test_looking_back_at_later_tokens_is_part_of_them():
+    tiny = build("llava")
+    reducer = create("flexattention", hidden_size=32, depth=5, key_size=16, first=4, threshold=-1.0)
+    Slow(reducer, 150)
+    with attach(tiny.model, reducer, keep=4):
+        seen = phases(tiny.model, one(tiny, 1), 3, reducer)
+    assert 300 <= seen.reducer < 600  # shortening, and the prompt's last token in one layer
+    assert seen.decode >= 150
+
+
 def test_the_processor_clock_does_not_count_waiting():
     tiny = build("llava")
     Slow(tiny.model.get_decoder(), 300)
