@@ -13,6 +13,7 @@ from lit_reduce.reducer import Reducer, ScoringReducer
 from lit_reduce.runtime.call import call
 from lit_reduce.runtime.compact import compact
 from lit_reduce.runtime.decoder import run_decoder
+from lit_reduce.runtime.digest import digest, retold
 from lit_reduce.runtime.encode import IGNORE
 from lit_reduce.runtime.inside import Inside
 from lit_reduce.runtime.prompt import staged
@@ -56,6 +57,11 @@ def hard_logits(
     if reducer.site == "projector":
         short, logical = compact(model, batch.inputs, encoded, reducer, keep)
         with looking_back(model, reducer, Bank.of(model, reducer, batch.inputs, short, logical)):
+            return _answers(model, short, None)
+    if reducer.kind == "register":
+        told = digest(model, reducer, batch.inputs, encoded, keep)
+        short = compact(model, batch.inputs, encoded, reducer, keep)[0]
+        with retold(model, told, short):
             return _answers(model, short, None)
     short, logical = compact(model, batch.inputs, encoded, reducer, 1.0)
     inside = Inside(model, decoder=reducer)

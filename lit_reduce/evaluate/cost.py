@@ -97,9 +97,14 @@ def price(
     if reducer is not None and reducer.site == "cache":
         left = layer_counts(len(prompt), visual, reducer, keep, "cache")
         cached = [length - visual + count for count in left]
+    prefill = prefill_flops(model, prompt, batch)
+    if reducer is not None and (reducer.kind, reducer.site) == ("register", "decoder") and counts[0] < visual:
+        until, new = 1 + int((ids[0] == model.config.image_token_id).nonzero()[-1]), counts[0]
+        blocks = decoder_blocks(model)  # before its tokens stand for the picture, all layers read the prompt up to it
+        prefill += batch * sum(x.flops(until, until**2) + x.flops(new, new * (until + new)) for x in blocks)
     tower, projector = encoder_flops(model, inputs, reducer, keep)
     return Cost(
-        tower, projector, reducer_flops, prefill_flops(model, prompt, batch), decode_flops(model, cached, batch),
+        tower, projector, reducer_flops, prefill, decode_flops(model, cached, batch),
         kv_bytes(model, cached, batch),
     )  # fmt: skip
 
@@ -173,6 +178,11 @@ def encoder_flops(
     packed = family_of(model.config).row(model) is not None
     each = visual // len(inputs["input_ids"]) if packed else segments[0][0] - tower.prefix
     counts = layer_counts(tower.depth, each, reducer, keep, "encoder")
+    joined = [0] * len(segments)  # registers of a tile in each block, beside its patches
+    if reducer is not None and reducer.kind == "register":
+        joined[: tower.depth] = [0 if count == each else count for count in counts]
+        joined[tower.depth :] = [max(joined)] * (len(joined) - tower.depth)
+        counts = [each] * tower.depth
     behind = counts[-1] if stays_short(model) else each  # what the blocks get that feed nothing
     counts += [behind] * (len(segments) - len(counts))
     late = getattr(reducer, "point", "before") == "attention"
@@ -184,7 +194,10 @@ def encoder_flops(
         seen = [tower.prefix + (n - tower.prefix) * before / each for n in lengths]
         left = sum(tower.prefix + (n - tower.prefix) * after / each for n in lengths)
         flops += block.flops(round(sum(seen)), round(sum(n * n for n in seen)), round(left))
-    projected = visual * behind // each
+    for number, (block, lengths, rows) in enumerate(zip(blocks, segments, joined, strict=True)):
+        seen_by = 2 if number >= tower.depth else 1  # behind the block that feeds the projector patches see them too
+        flops += block.flops(rows * len(lengths), sum(rows * (seen_by * n + rows) for n in lengths))
+    projected = visual * behind // each + max(joined) * len(segments[0])
     inside = [x for name, x in whole.named_modules() if name == "merger"]
     outside = [x for name, x in model.base_model.named_children() if "project" in name or "connector" in name]
     return flops, 2 * projected * sum(map(_weights, [*inside, *outside]))

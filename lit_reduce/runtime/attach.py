@@ -24,6 +24,7 @@ from lit_reduce.reducer import Reducer
 from lit_reduce.runtime import tower
 from lit_reduce.runtime.compact import Keep, Logical, compact
 from lit_reduce.runtime.contract import reduced_forward, reduced_generate
+from lit_reduce.runtime.digest import Digest, Digesting
 from lit_reduce.runtime.encode import encode
 from lit_reduce.runtime.flow import Prompt
 from lit_reduce.runtime.inside import Inside, Recall, stages_of
@@ -89,7 +90,9 @@ class Attachment:
         self._undo: list[Callable[[], None]] = []
         if "encoder" in sites:  # first, because it may refuse the tower
             self._undo.append(tower.install(model, self.family, *sites["encoder"]).remove)
-        acting = {site: reducer for site, (reducer, _) in sites.items() if site in INSIDE}
+        reading = [site for site, (reducer, _) in sites.items() if site == "decoder" and reducer.kind == "register"]
+        self.digesting = Digesting(model, *sites[reading[0]]) if reading else None
+        acting = {site: reducer for site, (reducer, _) in sites.items() if site in INSIDE and site not in reading}
         self.inside = Inside(model, **acting) if acting else None
         if self.inside is not None:
             self._undo.append(self.inside.remove)
@@ -113,6 +116,8 @@ class Attachment:
                     f"'{reducer.name}' looks back at the whole picture in its original places; attach it alone, and "
                     "leave positions=keep"
                 )
+            if site == "decoder" and reducer.kind == "register" and len(self.sites) > 1:
+                raise UserError(f"the tokens of '{reducer.name}' read the whole picture; attach it alone")
             if site in INSIDE:
                 kernel = self.model.get_decoder().config._attn_implementation
                 if "flex" in (kernel or "") or "paged" in (kernel or ""):
@@ -136,6 +141,21 @@ class Attachment:
             self._undo.append(self.inside.remove)
         self.inside.recall[layer] = entries
 
+    def digest(self, **inputs: Any) -> Digest:
+        """What learned tokens (kind ``register`` at the decoder) make of pictures, for many questions about them.
+
+        ``generate(..., digest=...)`` and ``forward`` then read neither picture nor tower; the prompts must begin with
+        the same words and the same picture. One digest of one picture serves a batch of questions.
+
+        Raises:
+            UserError: no such reducer is attached, or not one picture in each prompt.
+        """
+        if self.digesting is None:
+            raise UserError(
+                "a digest needs a reducer whose tokens read pictures inside the language model, such as voco"
+            )
+        return self.digesting.digest(inputs)
+
     def original(self, name: str) -> Any:
         """The method that stood there before, bound to the model."""
         return self._before.get(name) or getattr(type(self.model), name).__get__(self.model)
@@ -153,6 +173,10 @@ class Attachment:
 
     def shorten(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Logical]:
         """Encode, reduce and shorten one prompt."""
+        if self.digesting is not None:
+            short, logical = self.digesting.shorten(inputs, self.positions)
+            self.record(sum(logical.kept), sum(logical.total), logical)
+            return short, logical
         inside = [reducer for site, (reducer, _) in self.sites.items() if site in INSIDE]
         signals = frozenset[str]().union(*map(from_tower, inside))
         reducer, keep = self.sites.get("projector", (_ALL, Budget(1.0)))
@@ -173,6 +197,8 @@ class Attachment:
             padded: Whether there is one.
             fresh: Of a turn without new images, the tokens that the cache does not hold yet.
         """
+        if self.digesting is not None:
+            return self.digesting.reading(padded)
         prompt, self._prompt = self._prompt, None
         bank, self._bank = self._bank, None
         if self.recalling is not None:

@@ -31,7 +31,7 @@ def reduced_generate(
     if inputs is not None:
         kwargs["input_ids"] = inputs
     cache = kwargs.get("past_key_values")
-    if _lets_pass(self, kwargs, cache):
+    if not _is_told(self, kwargs, cache) and _lets_pass(self, kwargs, cache):
         with self.plain_forward():
             return plain(None, generation_config, *args, **kwargs)
     ids = kwargs["input_ids"]
@@ -65,7 +65,7 @@ def reduced_forward(self: "Attachment", *args: Any, **kwargs: Any) -> Any:
     plain = self.original("forward")
     kwargs |= dict(zip(inspect.signature(plain).parameters, args, strict=False))
     cache = kwargs.get("past_key_values")
-    if _lets_pass(self, kwargs, cache):
+    if not _is_told(self, kwargs, cache) and _lets_pass(self, kwargs, cache):
         return plain(**kwargs)
     ids, mask, history = kwargs["input_ids"], kwargs.get("attention_mask"), history_of(cache)
     if cached_length(cache):
@@ -85,6 +85,16 @@ def reduced_forward(self: "Attachment", *args: Any, **kwargs: Any) -> Any:
     if getattr(out, "past_key_values", None) is not None:
         _history(self, ids, mask, short, logical).write(out.past_key_values)
     return out.to_tuple() if wanted is False else out
+
+
+def _is_told(self: "Attachment", kwargs: dict[str, Any], cache: Any) -> bool:
+    """Whether the caller gives a digest of the pictures; it is taken out of the arguments."""
+    told = kwargs.pop("digest", None)
+    if told is not None and (self.digesting is None or cached_length(cache)):
+        raise UserError("a digest is for reducers such as voco and the first turn of a conversation; leave it out")
+    if self.digesting is not None:
+        self.digesting.given = told
+    return told is not None
 
 
 def _lets_pass(self: "Attachment", kwargs: dict[str, Any], cache: Any) -> bool:
@@ -119,6 +129,11 @@ def _short_prompt(self: "Attachment", prompt: dict[str, Any], cache: Any) -> tup
     short = {"input_ids": tail.fresh, "attention_mask": tail.mask[:, done:], "position_ids": tail.positions[..., done:]}
     positions, seen = short["position_ids"], short["attention_mask"]
     if self.family.kinds(prompt) and bool(placeholders(self.model, tail.fresh).any()):
+        if self.digesting is not None:
+            raise UserError(
+                "learned tokens read a picture with the words before it, not with a cache; "
+                "pass the whole conversation and no cache"
+            )
         if self.family.looks_ahead:
             raise UserError(
                 f"a new image cannot follow a cache of '{self.family.name}', whose images are read in both directions; "
@@ -177,6 +192,8 @@ def _refuse_modes(self: "Attachment", config: Any, kwargs: dict[str, Any]) -> No
             f"tokens of '{self.family.name}' see some that come behind them, and chunks of the prompt hide these; "
             "leave out prefill_chunk_size"
         )
+    if self.digesting is not None and asked("prefill_chunk_size"):
+        raise UserError("learned tokens stand in a prompt that arrives whole; leave out prefill_chunk_size")
     if self.inside is None and self.recalling is None:
         return
     if asked("prefill_chunk_size"):

@@ -175,3 +175,48 @@ def test_the_answers_gradient_of_a_router_is_the_slope(tiny: Backbone, batch: Ba
         # Norms undo a weight until something is added, and nobody reads pictures after the last layer.
         assert layer > 2 or mod.routers.grad[layer].abs().max() > 1e-5
     assert all(weight.grad is None for weight in tiny.model.parameters())
+
+
+def make_voco(**options: Any) -> Reducer:
+    torch.manual_seed(1)
+    return create("voco", hidden_size=32, depth=5, key_size=16, tokens=4, rank=3, **options)
+
+
+def test_learned_tokens_come_nearer_to_the_answers(tiny: Backbone, batch: Batch, make: Any, tmp_path: Path) -> None:
+    voco = make_voco()
+    module = Distiller(tiny.model, voco, make.settings(tmp_path, budgets=[4, 4], guide_steps=0))
+    optimizer, seen = torch.optim.Adam(voco.parameters(), lr=3e-2), []
+    for _ in range(12):
+        losses = module.losses(batch)
+        assert set(losses) == {"loss", "kl", "ce"}
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        seen.append(float(losses["loss"].detach()))
+    assert seen[-1] < 0.8 * seen[0]
+    for name, weight in voco.named_parameters():
+        assert weight.grad.abs().max() > 1e-7, name
+    assert all(weight.grad is None for weight in tiny.model.parameters())
+
+
+def test_the_gradient_of_learned_tokens_is_the_slope(tiny: Backbone, batch: Batch) -> None:
+    tiny.model.double()
+    voco = make_voco().double()
+    generator = torch.Generator().manual_seed(2)
+    for weight in voco.parameters():
+        weight.data.normal_(0, 0.3, generator=generator)
+
+    def loss() -> torch.Tensor:
+        logits, labels, _ = hard_logits(tiny.model, voco, batch, 3)
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    loss().backward()
+    for name, weight in voco.named_parameters():
+        place = int(weight.grad.abs().argmax())
+        slopes = []
+        for step in (1e-3, -1e-3):  # norms are float32
+            with torch.no_grad():
+                weight.view(-1)[place] += step
+                slopes.append(float(loss()))
+                weight.view(-1)[place] -= step
+        assert float(weight.grad.view(-1)[place]) == pytest.approx((slopes[0] - slopes[1]) / 2e-3, rel=0.03), name

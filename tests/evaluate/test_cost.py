@@ -100,6 +100,19 @@ def test_layers_see_what_stages_say():
     assert cost.layer_counts(depth, tokens, halving("decoder"), tokens, "decoder") == [36] * 5
 
 
+def test_tokens_that_read_the_picture_inside_the_decoder_save_no_prefill():
+    model = build("llava").model
+    inputs = shapes.example(model, 1, 36, 6)
+    reducer = create("voco", hidden_size=32, depth=5, key_size=16, tokens=4, rank=0).requires_grad_(False)
+    priced = cost.price(model, inputs, reducer, keep=4)
+    with attach(model, reducer, keep=4):
+        flops, _ = counted(lambda: model(**inputs, logits_to_keep=1))
+    assert priced.first_token == pytest.approx(flops, rel=0.02)
+    assert priced.prefill > cost.price(model, inputs).prefill
+    assert priced.decode == cost.decode_flops(model, [10] * 5)
+    assert priced.kv_bytes == cost.kv_bytes(model, [10] * 5)
+
+
 def test_a_dropping_decoder_saves_in_the_layers_behind_and_an_evictor_only_later():
     model = build("llava").model
     inputs = shapes.example(model, 1, 36, 6)
@@ -139,6 +152,23 @@ def test_a_reduced_tower_costs_what_torch_counts(name, point):
     priced = sum(cost.encoder_flops(model, inputs, reducer, keep))
     assert priced == pytest.approx(flops, rel=CLOSE)
     assert priced < 0.9 * whole
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_registers_cost_the_tower_their_own_rows(name):
+    """A falcon without updates of its own, whose work is the pooling behind the projector alone."""
+    tiny = build(name)
+    options = {"hidden_size": 32, "vision_hidden_size": 24, "blocks": 3, "rank": 0, "projector_rank": 0, "reatten": 0}
+    reducer = create("falcon", **options).requires_grad_(False)
+    seen = {k: v for k, v in tiny.inputs.items() if k in PICTURES}
+    plain, _ = counted(lambda: tiny.model.base_model.get_image_features(**seen))
+    with attach(tiny.model, reducer, keep=12):
+        flops, _ = counted(lambda: tiny.model.base_model.get_image_features(**seen))
+    before = sum(cost.encoder_flops(tiny.model, tiny.inputs))
+    more = sum(cost.encoder_flops(tiny.model, tiny.inputs, reducer, 12)) - before
+    pooling = 2 * 12 * 36 * 32 * len(cost.tower_segments(tiny.model, tiny.inputs, 0))
+    assert more + pooling == pytest.approx(flops - plain, rel=CLOSE)
+    assert more > 0.1 * before
 
 
 @pytest.mark.parametrize("name", ["tome", "evit"])

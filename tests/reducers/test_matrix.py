@@ -39,7 +39,7 @@ SIZES = {"hidden_size": 6, "vision_hidden_size": 8, "width": 12, "heads": 3}
 TRAINED = [("packer", SIZES), ("packer", {**SIZES, "text": True, "levels": [0.5]})]
 TRAINED += [("falcon", {"hidden_size": 6, "vision_hidden_size": 6})]
 ROUTERS = {"hidden_size": 6, "depth": 4}
-TRAINED += [("mod", ROUTERS), ("videollm_mod", ROUTERS)]
+TRAINED += [("mod", ROUTERS), ("videollm_mod", ROUTERS), ("voco", {**ROUTERS, "tokens": 24})]
 LOOKING = {"hidden_size": 6, "vision_hidden_size": 8, "depth": 4, "options": {"width": 12, "heads": 3}, "width": 12}
 TRAINED += [
     ("flexattention", {"hidden_size": 6, "depth": 4, "rank": 3, "short": short}) for short in ("pool", "divprune")
