@@ -17,6 +17,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.plugin import BackboneId
 
 Pictures = Image.Image | list[Image.Image] | None
+POCKETS = ("pocket", "pocket-hd")
 
 
 @dataclass
@@ -103,8 +104,8 @@ def load(
     """Load a backbone by name.
 
     Args:
-        name_or_path: ``pocket`` (the reference model of this repository), a folder, a hub id, or ``shape:NAME`` for the
-            layers of a well-known model with random weights (`lit_reduce.backbones.shapes`).
+        name_or_path: ``pocket`` or ``pocket-hd`` (the reference models of this repository), a folder, a hub id, or
+            ``shape:NAME`` for the layers of a well-known model with random weights (`lit_reduce.backbones.shapes`).
         dtype: A torch dtype or its name; by default float32 on the CPU, the checkpoint's own elsewhere.
         device: By default the GPU where there is one.
         revision: Branch, tag or commit of a hub id.
@@ -143,10 +144,10 @@ def _dtype(dtype: str | torch.dtype) -> Any:
 
 
 def _locate(name: str) -> str:
-    if name != "pocket" or Path(name).is_dir():
+    if name not in POCKETS or Path(name).is_dir():
         return name
     for root in (Path(__file__).parents[2], Path.cwd()):
-        folder = root / "checkpoints" / "pocket"
+        folder = root / "checkpoints" / name
         if (folder / "config.json").is_file():
             return str(folder)
-    raise UserError("the reference backbone 'pocket' is not here: run from a checkout, which holds checkpoints/pocket")
+    raise UserError(f"the reference backbone '{name}' is not here: run from a checkout, which holds checkpoints/{name}")

@@ -36,6 +36,7 @@ from lit_reduce.runtime.rows import from_tower
 from lit_reduce.version import __version__
 
 PLUGIN = "plugin"
+WORLDS = ("pocket", "pocket-hd")
 
 
 def train(chosen: TrainSettings) -> None:
@@ -142,10 +143,12 @@ def fresh_reducer(chosen: TrainSettings, backbone: Backbone) -> Reducer:
 def training_groups(chosen: TrainSettings) -> tuple[list[Group], list[Group]]:
     """Training and validation pictures with their questions."""
     data = chosen.data
-    if data.name == "pocket":
+    if data.name in WORLDS:
         from lit_reduce.pocket.data import scene_groups
+        from lit_reduce.pocket.hd import hd_groups
 
-        return scene_groups("train", data.images, data.turns), scene_groups("val", data.val_images, data.turns)
+        make = scene_groups if data.name == "pocket" else hd_groups
+        return make("train", data.images, data.turns), make("val", data.val_images, data.turns)
     groups = group_rows(read_rows(data.name))
     if data.val is not None:
         return groups, group_rows(read_rows(data.val))
@@ -232,10 +235,11 @@ def compare(chosen: TrainSettings, backbone: Backbone, reducer: Reducer) -> Resu
 def test_rows(chosen: TrainSettings) -> tuple[Iterable[Row], int]:
     """The questions of the table: the world's test split, or the user's file."""
     data = chosen.data
-    if data.name == "pocket" and data.test is None:
+    if data.name in WORLDS and data.test is None:
         from lit_reduce.pocket.data import scene_rows
+        from lit_reduce.pocket.hd import hd_rows
 
-        return scene_rows("test", data.test_rows), data.test_rows
+        return (scene_rows if data.name == "pocket" else hd_rows)("test", data.test_rows), data.test_rows
     source = data.test or data.val
     if source is None:
         raise UserError("no questions to score on: give data.test=FILE.jsonl with image, prompt and answer")
