@@ -1,0 +1,42 @@
+"""The overview of a picture in tiles, and nothing of its crops."""
+
+import torch
+from torch import Tensor
+
+from lit_reduce.ops.mergers import average_pool
+from lit_reduce.ops.tiles import Tiling, tiling
+from lit_reduce.reducer import Reducer, register
+from lit_reduce.tokens import Reduction, VisualTokens
+
+
+@register
+class Overview(Reducer):
+    """``keep`` even cells of the overview; a token of a crop goes with the cell that shows its place.
+
+    Where there is no overview, or more is to be kept than it has, the whole picture is cut into cells, as ``pool``
+    does. A control for pictures in tiles: what the model sees without its crops.
+    """
+
+    name = "overview"
+    kind = "resample"
+    paper = "control"
+
+    def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
+        """The same cells for every image."""
+        batch, tiles = len(tokens.features), tiling(tokens.grid, tokens.count)
+        if tiles is None or keep > tiles.overview[0] * tiles.overview[1]:
+            pooled, anchors, owner = average_pool(tokens.features, tokens.grid, keep)
+        else:
+            own = slice(tiles.first, tiles.first + tiles.overview[0] * tiles.overview[1])
+            pooled, anchors, cell = average_pool(tokens.features[:, own], (1, *tiles.overview), keep)
+            anchors, owner = anchors + tiles.first, torch.full((tokens.count,), -1, device=cell.device)
+            owner[own] = cell
+            owner[tiles.place >= 0] = cell[shown(tiles).to(cell.device)]
+        return Reduction(anchors.expand(batch, -1), features=pooled, assignment=owner.expand(batch, -1))
+
+
+def shown(tiles: Tiling) -> Tensor:
+    """For each token of the crops, in their order, the overview's token that shows its place."""
+    place = tiles.place[tiles.place >= 0]
+    row, column = place // tiles.whole[1], place % tiles.whole[1]
+    return row * tiles.overview[0] // tiles.whole[0] * tiles.overview[1] + column * tiles.overview[1] // tiles.whole[1]
