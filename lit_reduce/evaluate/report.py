@@ -1,6 +1,7 @@
 """What was measured as one table of accuracy by budget: as JSON, as text, as Markdown and as a plot."""
 
 import json
+import statistics
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,10 @@ def _entry(score: Score, results: Results) -> dict[str, Any]:
     if any(results.families):
         kinds = sorted({name for name in results.families if name is not None})
         entry["families"] = {kind: _share(score, results, kind) for kind in kinds}
+    if len(set(score.counts)) > 1:
+        entry |= {"kept_spread": statistics.pstdev(score.counts)}
+        if any(results.families):
+            entry["kept_families"] = {kind: _counts(score, results, kind) for kind in kinds}
     if score.timing is not None:
         entry |= {"ttft_ms": score.timing.median, "ttft_quartiles_ms": [score.timing.low, score.timing.high]}
         entry |= {"reducer_ms": score.timing.reducer_ms}
@@ -50,6 +55,11 @@ def _entry(score: Score, results: Results) -> dict[str, Any]:
 def _share(score: Score, results: Results, kind: str) -> float:
     mine = [right for right, name in zip(score.correct, results.families, strict=True) if name == kind]
     return sum(mine) / len(mine)
+
+
+def _counts(score: Score, results: Results, kind: str) -> dict[str, float]:
+    mine = [count for count, name in zip(score.counts, results.families, strict=True) if name == kind]
+    return {"mean": statistics.mean(mine), "spread": statistics.pstdev(mine)}
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -83,7 +93,21 @@ def text_table(report: dict[str, Any]) -> str:
         time = f"{entry['ttft_ms']:.1f}" if "ttft_ms" in entry else "-"
         own = f"{entry['reducer_ms']:.2f}" if entry.get("reducer_ms") is not None else "-"
         lines.append((entry["reducer"], str(keep), percent(entry), span(entry), relative, time, own))
-    return columns(header, lines, right=range(1, 7)) + "".join(f"{line}\n" for line in failures(report))
+    further = [*uneven(report), *failures(report)]
+    return columns(header, lines, right=range(1, 7)) + "".join(f"{line}\n" for line in further)
+
+
+def uneven(report: dict[str, Any]) -> list[str]:
+    """One line for every reducer and budget that kept more of some pictures than of others: which kinds got most."""
+    lines = []
+    for entry in report["scores"]:
+        if "kept_spread" not in entry:
+            continue
+        kinds = sorted(entry.get("kept_families", {}).items(), key=lambda kind: -kind[1]["mean"])
+        most = ", ".join(f"{name} {one['mean']:.1f} ± {one['spread']:.1f}" for name, one in kinds)
+        kept = f"{entry['kept_tokens']:.1f} ± {entry['kept_spread']:.1f}"
+        lines.append(f"{entry['reducer']} at {entry['keep']} kept {kept} tokens{': ' if most else ''}{most}")
+    return lines
 
 
 def failures(report: dict[str, Any]) -> list[str]:

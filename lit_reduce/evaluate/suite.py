@@ -30,7 +30,8 @@ class Score:
     Attributes:
         reducer: Its name; ``all tokens`` for the plain backbone.
         keep: The budget as asked for; None for all tokens.
-        kept: Mean kept tokens of an image, as measured.
+        kept: Mean kept tokens of an image, as measured; of a method inside the language model, mean over its layers.
+        counts: The same for each row; empty when it failed.
         correct: 1.0 or 0.0 for each row, in the order of the rows; empty when it failed.
         answers: The model's answers.
         timing: Time to the first token, when it was measured.
@@ -40,6 +41,7 @@ class Score:
     reducer: str
     keep: int | float | None
     kept: float = 0.0
+    counts: list[float] = field(default_factory=list, kw_only=True)
     correct: list[float] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     timing: Timing | None = None
@@ -221,7 +223,8 @@ def _filled(score: Score, records: Sequence[dict[str, Any]]) -> Score:
     answers = [entry["answer"] for entry in mine]
     pairs = zip(answers, records, strict=True)
     correct = [float(is_correct(answer, record["expected"])) for answer, record in pairs]
-    return replace(score, kept=sum(entry["kept"] for entry in mine) / len(mine), correct=correct, answers=answers)
+    counts = [float(entry["kept"]) for entry in mine]
+    return replace(score, kept=sum(counts) / len(counts), counts=counts, correct=correct, answers=answers)
 
 
 def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

@@ -15,6 +15,7 @@ from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Course, Reduction, VisualTokens
 
 BINS, EDGE = 8, 1e-3
+SHUT = 1e-3  # tokens that are attended to less than that need not be carried along in training
 
 
 def _sites() -> list[float]:
@@ -40,7 +41,7 @@ class ATPConfig(ReducerConfig):
     target: float = field(default=2.0, metadata={"help": "weight of the gap between mean count and budget"})
     deep: float = field(default=0.0, metadata={"help": "weight of the tokens left at each site, the later the more"})
     softness: list[float] = field(
-        default_factory=lambda: [0.5, 0.02], metadata={"help": "of the mask when training begins and ends"}
+        default_factory=lambda: [0.3, 0.02], metadata={"help": "of the mask when training begins and ends"}
     )
 
 
@@ -50,9 +51,9 @@ class ATP(Reducer):
 
     Scores: attention that a token receives from tokens of the image, and from the prompt, each as part of its maximum,
     and their mean ``S``; the spatial score of `pyramid`. A head reads the `profile` of both and sets two thresholds,
-    eq 6 to 8. Training drops nothing: later layers attend to a token by ``M = max(M_r, M_s)``, eq 9 to 11, and stages
-    multiply. Inference keeps what is above either threshold, at its original position. Further losses: the mean count
-    against the budget, and a price for what is left late, eq 12 to 14, both in parts of N.
+    eq 6 to 8. In training later layers attend to a token by ``M = max(M_r, M_s)``, eq 9 to 11, and stages multiply;
+    only tokens as good as shut are left out. Inference keeps what is above either threshold, at its original position.
+    Further losses: the mean count against the budget, and a price for what is left late, eq 12 to 14, in parts of N.
 
     No official code was found: the equations are those that others rebuilt. Our reading: the maximum as the unit,
     several rates, the profile; that both tests compare logarithms, ``M = sigmoid((log S - log theta) / softness)``,
@@ -142,17 +143,18 @@ class ATP(Reducer):
         return torch.maximum(red - theta[:, None], spatial - F.logsigmoid(bar)[:, None])
 
     def soft(self, tokens: VisualTokens, course: Course, margin: Tensor, deepest: bool) -> Reduction:
-        """The mask of this stage on all tokens, and the method's own losses."""
+        """The mask of this stage on all tokens that it lets through at all, and the method's own losses."""
         assert course.progress is not None
         first, last = self.config.softness
         mask = torch.sigmoid(margin / anneal(first, last, course.progress))
-        now = (tokens.signal("gate") * mask).sum(1)
+        through = tokens.signal("gate") * mask
+        now = through.sum(1)
         losses = {"deep": self.config.deep * tokens.layer / course.depth * (now / course.tokens).mean()}
         if deepest:
             mean = (course.spent + now * (course.depth - tokens.layer)).mean() / course.depth
             losses["target"] = self.config.target * (mean - course.keep).abs() / course.tokens
-        anchors = torch.arange(tokens.count, device=mask.device).expand(len(mask), -1)
-        return Reduction(anchors, scores=margin, gate=mask, losses=losses)
+        anchors, valid = best(through.detach(), (through > SHUT).sum(1).clamp(min=1))
+        return Reduction(anchors, valid=valid, scores=margin, gate=mask.gather(1, anchors), losses=losses)
 
 
 def _received(tokens: VisualTokens) -> Tensor:

@@ -67,6 +67,18 @@ def test_relative_to_all_tokens_and_by_kind() -> None:
     assert "relative" not in summary(nothing)["scores"][1]
 
 
+def test_uneven_counts_are_told_by_kind() -> None:
+    even, score = Score("even", 9, 9.0, [1] * 4, counts=[9.0] * 4), Score("x", 9, 9.0, [1, 0, 1, 0])
+    score.counts = [6.0, 8.0, 12.0, 10.0]
+    some = replace(RESULTS, scores=[RESULTS.scores[0], even, score], families=["a", "a", "b", None])
+    report = summary(some)
+    entry = report["scores"][2]
+    assert entry["kept_spread"] == pytest.approx(5**0.5)
+    assert entry["kept_families"] == {"a": {"mean": 7.0, "spread": 1.0}, "b": {"mean": 12.0, "spread": 0.0}}
+    assert "kept_spread" not in report["scores"][1]
+    assert text_table(report).splitlines()[-1] == "x at 9 kept 9.0 ± 2.2 tokens: b 12.0 ± 0.0, a 7.0 ± 1.0"
+
+
 def test_a_failure_is_told_once_with_its_budgets() -> None:
     broken = [Score("bad", 64, error="no signal"), Score("bad", 0.05, error="no signal")]
     report = summary(replace(RESULTS, scores=[*RESULTS.scores, *broken]))

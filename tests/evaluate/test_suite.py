@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 from PIL import Image
 
 from lit_reduce.backbones import Backbone
@@ -114,3 +115,15 @@ def test_the_reducers_time_is_inside(tiny: Backbone, rows: list[Row], monkeypatc
     timing = first_token(tiny, inputs, {"slow": Plan(slow, 9)}, runs=1)["slow"]
     assert timing.reducer_ms is not None
     assert 100 <= timing.reducer_ms < timing.median
+
+
+def test_counts_of_each_question_are_kept_where_they_differ(tiny: Backbone, rows: list[Row]) -> None:
+    torch.manual_seed(0)
+    reducer = create("atp", hidden_size=32, sites=[0.0, 0.5]).eval()
+    for weight in reducer.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)
+    score = evaluate(tiny, {"atp": Plan(reducer)}, [14], rows, batch_size=2, max_new_tokens=1).score("atp", 14)
+    alone = [generate(tiny, tiny.prepare([r.open()], [r.prompt]), Plan(reducer, 14), 1)[1].per_layer for r in rows]
+    assert score.counts == pytest.approx([one for (one,) in alone])
+    assert len(set(score.counts)) > 1
+    assert score.kept == pytest.approx(sum(score.counts) / 5)
