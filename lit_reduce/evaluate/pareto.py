@@ -14,14 +14,14 @@ GREYS = ("#8a8a8a", "#a8a8a8", "#707070", "#bdbdbd")
 
 
 def points(report: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """Milliseconds to the first token and accuracy in % of all tokens, by line, from the least time on."""
+    """Milliseconds to the first token and accuracy in % of all tokens, by line, in the order of the budgets."""
     out: dict[str, list[tuple[float, float]]] = {}
     for name in ranked(report):
         for keep, each in report["lines"][name]["budgets"].items():
             cost = report["costs"].get(name, {}).get(keep, {})
             if "relative" in each and "first_token_ms" in cost:
                 out.setdefault(name, []).append((cost["first_token_ms"]["median"], 100 * each["relative"]))
-    return {name: sorted(found) for name, found in out.items()}
+    return out
 
 
 def frontier(found: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -74,8 +74,9 @@ def markdown(report: dict[str, Any]) -> str:
     parts = [
         head,
         "Accuracy relative to all tokens in %, [95 % interval over questions] ± standard deviation over seeds; bold: "
-        "the best of a column.\n\n" + _table(["reducer", "seeds", "parameters"], report, _accuracy(report), _facts),
-        "Time to the first token in ms, median of alternating runs on one question, and GFLOPs up to it "
+        "the best of a column.\n\n" + _table(["reducer", "seeds", "weights"], report, _accuracy(report), _facts),
+        f"Time to the first token in ms ({report.get('clock', 'wall')} clock), median of alternating runs on one "
+        "question, and GFLOPs up to it "
         f"({_cost(report['costs'][ALL_TOKENS]['all'])} with all tokens).\n\n"
         + _table(["reducer"], report, lambda name, keep: _cost(report["costs"].get(name, {}).get(str(keep), {}))),
     ]
@@ -128,7 +129,8 @@ def _accuracy(report: dict[str, Any]) -> Callable[[str, Any], str]:
 def _facts(line: dict[str, Any]) -> list[str]:
     if not line["trained"]:
         return ["", "0"]
-    return [str(len(line["plans"])), f"{line['parameters'] / 1000:.0f} k" if "parameters" in line else "-"]
+    size = f"{line['parameters'] / 1000:.0f} k, {line['bytes'] / 1e6:.1f} MB" if "parameters" in line else "-"
+    return [str(len(line["plans"])), size]
 
 
 def _cost(cost: dict[str, Any]) -> str:

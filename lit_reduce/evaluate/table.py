@@ -24,6 +24,7 @@ from lit_reduce.evaluate.plan import Plan, find_plan
 from lit_reduce.evaluate.resources import ModuleFlops
 from lit_reduce.evaluate.run import Named, ScoreSettings, check, open_backbone, questions, score
 from lit_reduce.evaluate.seeds import Lines, markdown, summary
+from lit_reduce.evaluate.stopwatch import CLOCKS
 from lit_reduce.evaluate.suite import ALL_TOKENS, Results, Score, reason
 from lit_reduce.files import atomic_path, check_writable, write_atomic
 from lit_reduce.plugin import WEIGHTS
@@ -40,6 +41,7 @@ class TableSettings(ScoreSettings):
     methods: list[str] = field(default_factory=list)
     yardsticks: list[Any] = field(default_factory=list)
     answers: str = "outputs/table"
+    clock: str = "wall"
 
 
 def table(chosen: TableSettings, named: Named | None = None) -> None:
@@ -52,11 +54,13 @@ def table(chosen: TableSettings, named: Named | None = None) -> None:
         UserError: A setting, the data, the backbone or a yardstick's name is not usable.
     """
     keeps = check(chosen, ".json")
+    if chosen.clock not in CLOCKS:
+        raise UserError(f"clock={chosen.clock} is not known: use {' or '.join(CLOCKS)}")
     lines, plans = find_lines(chosen, keeps[0])
     rows, backbone = questions(chosen, named or {}), open_backbone(chosen)
     results = answered(chosen, backbone, plans, keeps, rows)
-    costs = measured(backbone, lines, plans, results, keeps, rows[0], chosen.runs)
-    report = {**about(backbone), **summary(results, lines, keeps), "costs": costs}
+    costs = measured(backbone, lines, plans, results, keeps, rows[0], chosen.runs, chosen.clock)
+    report = {**about(backbone), **summary(results, lines, keeps), "clock": chosen.clock, "costs": costs}
     out = Path(chosen.out)
     write_atomic(out, json.dumps(report, indent=2) + "\n")
     write_atomic(out.with_suffix(".md"), markdown(report))
@@ -143,7 +147,7 @@ def _digest(facts: Sequence[Any]) -> str:
 @torch.inference_mode()
 def measured(
     backbone: Backbone, lines: Lines, plans: Mapping[str, Plan], results: Results, keeps: Sequence[int | float],
-    row: Row, runs: int,
+    row: Row, runs: int, clock: str = "wall",
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """FLOPs up to the first token and measured times of every line at every budget, on one question.
 
@@ -173,7 +177,7 @@ def measured(
             entry["error"] = reason(error)
             continue
         entry |= {"flops": asdict(cost) | {"first_token": cost.first_token}}
-        timed[key] = lambda plan=plan: watched(backbone, inputs, plan, 1)[0]
+        timed[key] = lambda plan=plan: watched(backbone, inputs, plan, 1, clock)[0]
     with tqdm(total=len(timed) * runs, unit="run", desc="times") as bar:
         found = alternate({key: _counted(run, bar) for key, run in timed.items()}, runs)
     for key, phases in found.items():

@@ -150,6 +150,8 @@ def test_what_fails_is_told_and_tried_again(
     assert "grid: " not in (tmp_path / "docs" / "table.md").read_text()
     with pytest.raises(UserError, match="two lines for packer"):
         table(chosen(methods=["packer", "packer"]))
+    with pytest.raises(UserError, match="clock=sun"):
+        table(chosen(clock="sun"))
     with pytest.raises(UserError, match="unknown reducer"):
         table(chosen(yardsticks=["gird"]))
 
@@ -167,7 +169,7 @@ def made() -> Results:
 
 LINES: dict[str, Any] = {
     "b": {"trained": False, "plans": ["b"]},
-    "a": {"trained": True, "plans": ["a", "a-seed1", "a-seed2"], "parameters": 12000, "errors": {}},
+    "a": {"trained": True, "plans": ["a", "a-seed1", "a-seed2"], "parameters": 12000, "bytes": 50_000, "errors": {}},
     "c": {"trained": True, "plans": [], "errors": {"c": "no plug-in at c"}},
 }
 
@@ -185,7 +187,7 @@ def test_seeds_are_averaged_and_their_spread_is_told() -> None:
     report = summary(made(), LINES, [9]) | {"costs": {ALL_TOKENS: {"all": {}}}}
     assert ranked(report) == ["a", "c", "b"]
     text = markdown(report)
-    assert "| a | 3 | 12 k | **100.0** [" in text
+    assert "| a | 3 | 12 k, 0.1 MB | **100.0** [" in text
     assert "± 47.1 |" in text
     assert "| b |  | 0 | 33.3 [" in text
     assert missed(report) == ["a-seed2: torn", "c: no plug-in at c"]
