@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from lit_reduce.backbones import load
@@ -11,8 +12,10 @@ from lit_reduce.evaluate.plan import Plan
 from lit_reduce.evaluate.suite import evaluate
 from lit_reduce.plugin import load_plugin
 from lit_reduce.pocket.data import scene_rows
+from lit_reduce.reducer import create
 
 POCKET = Path(__file__).parents[1] / "checkpoints" / "pocket"
+PLUGINS = sorted(path.parent.name for path in POCKET.glob("*/reducer_config.json"))
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +39,30 @@ def test_plain_auto_classes_load_it():
 def test_it_sees(pocket):
     """Far above what can be answered without the picture, on test scenes."""
     results = evaluate(pocket, {}, [], list(scene_rows("test", 48)), 24)
-    assert results.scores[0].accuracy > 0.4
+    assert results.scores[0].accuracy > 0.8
 
 
-def test_the_plug_in_fits_the_backbone_and_is_small(pocket):
-    reducer, config = load_plugin(POCKET / "covipal", backbone=pocket.identity)
+@pytest.fixture(scope="module")
+def chance(pocket):
+    """What all tokens give, and 64 at random places."""
+    whole, random = evaluate(pocket, {"random": Plan(create("random"))}, [64], list(scene_rows("test", 32)), 16).scores
+    return whole.accuracy, random.accuracy
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_every_plug_in_fits_the_backbone_and_beats_chance(pocket, chance, name):
+    reducer, config = load_plugin(POCKET / name, backbone=pocket.identity)
+    assert config.reducer == name.partition("-seed")[0]
+    assert yaml.safe_load((POCKET / name / "train.yaml").read_text())["reducer"]["name"] == config.reducer
+    keep = min(64, max(config.budgets))
+    results = evaluate(pocket, {name: Plan(reducer)}, [keep], list(scene_rows("test", 32)), 16)
+    whole, random = chance
+    assert results.scores[1].accuracy >= (whole + random) / 2
+
+
+def test_covipal_is_small_and_keeps_what_matters(pocket):
+    reducer, _ = load_plugin(POCKET / "covipal", backbone=pocket.identity)
     share = sum(p.numel() for p in reducer.parameters()) / sum(p.numel() for p in pocket.model.parameters())
-    assert config.reducer == "covipal"
     assert share <= 0.05
     results = evaluate(pocket, {"covipal": Plan(reducer)}, [32], list(scene_rows("test", 48)), 24)
     whole, few = results.scores
