@@ -81,7 +81,7 @@ def train(chosen: TrainSettings) -> None:
         reducer.load_state_dict(average.average)
     reducer = reducer.cpu().eval()
     size = sum(p.numel() for p in reducer.parameters())
-    print(f"trained {chosen.reducer.name}: {size / 1e6:.2f} M parameters, {chosen.steps} steps, {minutes:.1f} minutes")
+    print(f"trained {chosen.reducer.name}: {size:,} parameters, {chosen.steps} steps, {minutes:.1f} minutes")
     config = plugin_config(chosen, backbone, reducer)
     save_plugin(output / PLUGIN, reducer, config)  # safe already while the table is made
     results = compare(chosen, backbone, reducer)
