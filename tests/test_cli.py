@@ -143,6 +143,14 @@ def test_bad_input_is_one_line_and_exit_code_2(run: Run, home: Path, case: str) 
     assert files(home) == before
 
 
+def test_reducers_between_layers_say_what_a_layer_reads(run: Run, home: Path) -> None:
+    done = run("predict", *ASK, "reducer=fastv", "reducer.options.layer=1", "keep=4", "json=true", "runs=1")
+    record = json.loads(done.stdout)
+    assert record["kept_tokens"] == 4
+    layers = 5  # of the tiny backbone: the first reads all 36 tokens, the others 4
+    assert record["tokens_per_layer"] == (36 + 4 * (layers - 1)) / layers
+
+
 def test_one_json_object_and_nothing_else(home: Path, tiny_folder: Path) -> None:
     """Through predict.py in an interpreter of its own: what imports print would be seen here."""
     words = [f"backbone={tiny_folder}", *ASK, "json=true", "runs=2", "max_new_tokens=3"]

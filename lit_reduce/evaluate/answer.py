@@ -90,10 +90,14 @@ def _predict_one(chosen: PredictSettings) -> None:
     if chosen.json:
         record = {"answer": answer, "visual_tokens": total, "kept_tokens": kept, "reducer_ms": round(own, 3)}
         record |= {"ttft_ms": round(reduced.median, 3), "ttft_plain_ms": round(plain.median, 3)}
+        if logical is not None and logical.layers:  # what stays to the end says little where layers read different counts
+            record["tokens_per_layer"] = round(sum(logical.layers), 1)
         print(json.dumps(record, ensure_ascii=False))
         return
     print(f"answer       {answer}")
     print(f"tokens kept  {kept} of {total}")
+    if logical is not None and logical.layers:
+        print(f"             {sum(logical.layers):.1f} in a layer of the language model, on average")
     if logical is not None:
         print(f"first token  {reduced.median:.1f} ms with the reducer, {own:.2f} ms of them its own")
     print(f"             {plain.median:.1f} ms with all tokens (medians of {chosen.runs} alternating runs)")
