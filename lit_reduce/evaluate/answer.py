@@ -90,7 +90,7 @@ def _predict_one(chosen: PredictSettings) -> None:
     if chosen.json:
         record = {"answer": answer, "visual_tokens": total, "kept_tokens": kept, "reducer_ms": round(own, 3)}
         record |= {"ttft_ms": round(reduced.median, 3), "ttft_plain_ms": round(plain.median, 3)}
-        if logical is not None and logical.layers:  # what stays to the end says little where layers read different counts
+        if logical is not None and logical.layers:  # layers read different counts
             record["tokens_per_layer"] = round(sum(logical.layers), 1)
         print(json.dumps(record, ensure_ascii=False))
         return
