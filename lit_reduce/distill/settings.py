@@ -72,6 +72,8 @@ class TrainSettings:
     accelerator: str = "auto"
     logger: str = "csv"
     table_budgets: list[int] = field(default_factory=lambda: [192, 128, 64, 32, 16])
-    yardsticks: list[str] = field(default_factory=lambda: ["random", "grid", "pool", "fastervlm", "divprune"])
+    yardsticks: list[str] = field(
+        default_factory=lambda: ["random", "grid", "pool", "fastervlm", "divprune", "cdpruner"]
+    )
     table_batch: int = 50
     runs: int = 3
