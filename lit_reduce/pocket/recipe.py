@@ -131,7 +131,7 @@ def make(chosen: RecipeSettings) -> None:
 
 
 def lecture(step: int, whole_from: int) -> dict[str, Tensor]:
-    """The pictures of stage 4: parts of them until ``whole_from``, then all 576 tokens."""
+    """The pictures of stage 5: parts of them until ``whole_from``, then all 576 tokens."""
     return question_batch(step, scenes=5, easy=2, **({"shown": None} if step >= whole_from else {}))
 
 

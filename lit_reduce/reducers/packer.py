@@ -76,21 +76,11 @@ class Packer(Reducer):
         query = self.point(_even(pooled))
         if self.ask is not None:
             query = query + self.ask(_prompt(tokens))[:, None]
-        seen = torch.cat([_even(x), *(_even(self._level(tokens, name)) for name in self.levels)], -1)
+        seen = torch.cat([_even(x), *(_even(level(tokens, name, self)) for name in self.levels)], -1)
         read = self._attend(self.normal(query), self.key(seen), self.value(seen), *members(owner, keep))
         scale = pooled.square().mean(-1, keepdim=True).sqrt()
         made = pooled + scale * self.leave(read)
         return Reduction(anchors.expand(len(x), -1), features=made, assignment=owner.expand(len(x), -1))
-
-    def _level(self, tokens: VisualTokens, name: str) -> Tensor:
-        """Features of one layer of the tower ``[B, N, Dv]``."""
-        x = tokens.signal(name)
-        if x.shape[-1] != self.config.vision_hidden_size:
-            raise UserError(
-                f"packer: '{name}' has width {x.shape[-1]}, but vision_hidden_size={self.config.vision_hidden_size}; "
-                f"train with reducer.options.vision_hidden_size={x.shape[-1]}"
-            )
-        return x
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, inside: Tensor, real: Tensor) -> Tensor:
         """What each point ``[B, K, W]`` reads of the tokens ``[B, N, W]`` that ``inside`` ``[K, M]`` names."""
@@ -102,6 +92,21 @@ class Packer(Reducer):
         )
         mask = real.expand(batch, -1, -1).reshape(batch * points, 1, 1, -1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).view(batch, points, width)
+
+
+def level(tokens: VisualTokens, name: str, reducer: Reducer) -> Tensor:
+    """Features of one layer of the tower ``[B, N, Dv]``, of the width that the reducer was made for.
+
+    Raises:
+        UserError: the tower has another width.
+    """
+    x, width = tokens.signal(name), reducer.config.vision_hidden_size
+    if x.shape[-1] != width:
+        raise UserError(
+            f"{reducer.name}: '{name}' has width {x.shape[-1]}, but vision_hidden_size={width}; "
+            f"train with reducer.options.vision_hidden_size={x.shape[-1]}"
+        )
+    return x
 
 
 def _branch(size: int, width: int) -> nn.Sequential:

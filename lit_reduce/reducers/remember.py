@@ -10,6 +10,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.ops.recall import normal, within
 from lit_reduce.recall import Glance, RecallReducer
 from lit_reduce.reducer import ReducerConfig, find, register
+from lit_reduce.reducers.packer import level
 from lit_reduce.tokens import Reduction, VisualTokens
 
 GAIN = 20.0  # of the gates: an optimiser's steps suit weights, and a gate has further to go
@@ -82,7 +83,7 @@ class Remember(RecallReducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """The short stream, and the tower's features of every token."""
         short = self.short.reduce(tokens, keep)
-        levels = [self._level(tokens, name) for name in self.levels]
+        levels = [level(tokens, name, self) for name in self.levels]
         return replace(short, memory=torch.cat([normal(x) for x in levels], -1))
 
     def recall(self, look: Glance) -> Tensor:
@@ -90,15 +91,6 @@ class Remember(RecallReducer):
         number = self.recalls(self.config.depth).index(look.layer)
         added: Tensor = self.reads_again[number](look.hidden, look.memory, look.owner)
         return look.hidden + added
-
-    def _level(self, tokens: VisualTokens, name: str) -> Tensor:
-        x = tokens.signal(name)
-        if x.shape[-1] != self.config.vision_hidden_size:
-            raise UserError(
-                f"remember: '{name}' has width {x.shape[-1]}, but vision_hidden_size={self.config.vision_hidden_size}; "
-                f"train with reducer.options.vision_hidden_size={x.shape[-1]}"
-            )
-        return x
 
 
 class Read(nn.Module):

@@ -29,7 +29,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.ops.mergers import merge_mean
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.call import call, now
-from lit_reduce.runtime.taps import Call, Tap, attend
+from lit_reduce.runtime.taps import Call, Tap, View, attend
 from lit_reduce.runtime.within import Within
 from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
@@ -141,7 +141,7 @@ class Registers(Within):
         """The registers through one block, whose attention has the patches' keys and values beside theirs."""
         attention: Any = self.tower.attention(number)
         config, self._at = attention.config, number
-        attention.config = _Beside(_untapped(config), *seen)
+        attention.config = View(_untapped(config), "beside", keys=seen[0], values=seen[1])
         try:
             out: Tensor = plain(self.rows, *args, **kwargs)
         finally:
@@ -184,23 +184,6 @@ class Registers(Within):
 
 def _keys_and_values(seen: Call) -> tuple[Tensor, Tensor]:
     return seen.k, seen.v
-
-
-class _Beside:
-    """A live view of a config that differs in the attention implementation, and holds keys and values."""
-
-    def __init__(self, base: Any, keys: Tensor, values: Tensor) -> None:
-        self.__dict__.update(_base=base, keys=keys, values=values)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self._base, name)
-
-    @property
-    def _attn_implementation(self) -> str:
-        flash = "flash" in (self._base._attn_implementation or "")  # some models look for it in the name
-        return "lit_reduce_flash_beside" if flash else "lit_reduce_beside"
 
 
 def _untapped(config: Any) -> Any:

@@ -94,7 +94,7 @@ class Tap:
         self.rows: list[Any] = []
 
     def __enter__(self) -> "Tap":
-        self.attention.config = _Tapped(self.attention.config, self)
+        self.attention.config = View(self.attention.config, "tap", tap=self)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -127,11 +127,17 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
     return (folded @ k.transpose(2, 3)).reshape(batch, heads, rows, -1).float()
 
 
-class _Tapped:
-    """A live view of a config that differs only in the name of the attention implementation."""
+class View:
+    """A live view of a config that differs only in its attention implementation, and carries what that needs.
 
-    def __init__(self, base: Any, tap: Tap) -> None:
-        self.__dict__.update(_base=base, _tap=tap)
+    Args:
+        base: The config.
+        kernel: The name, behind "lit_reduce_" or "lit_reduce_flash_": models branch on "flash" in it, so it stays.
+        held: Attributes of the view.
+    """
+
+    def __init__(self, base: Any, kernel: str, **held: Any) -> None:
+        self.__dict__.update(_base=base, _kernel=kernel, **held)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -140,8 +146,8 @@ class _Tapped:
 
     @property
     def _attn_implementation(self) -> str:
-        # Models branch on "flash" in the name, so it must stay in there.
-        return "lit_reduce_flash_tap" if "flash" in (self._base._attn_implementation or "") else "lit_reduce_tap"
+        flash = "flash_" if "flash" in (self._base._attn_implementation or "") else ""
+        return f"lit_reduce_{flash}{self._kernel}"
 
 
 def _tapped(
@@ -154,11 +160,11 @@ def _tapped(
     lengths = kwargs.get("cu_seq_lens_q")  # flash attention over several images in one row
     cuts = [query.shape[2]] if lengths is None else lengths.diff().tolist()
     for q, k, v in zip(*(x.split(cuts, 2) if len(cuts) > 1 else [x] for x in (query, key, value)), strict=True):
-        view._tap.see(Call(q, k, v, attention_mask, scaling, causal))
+        view.tap.see(Call(q, k, v, attention_mask, scaling, causal))
     module.config = view._base  # flash attention reads its kernel's name from here
     try:
         out, weights = attend(module, query, key, value, attention_mask, **kwargs)
-        return view._tap.change(out), weights
+        return view.tap.change(out), weights
     finally:
         module.config = view
 
