@@ -18,8 +18,8 @@ from lit_reduce.backbones import load
 from lit_reduce.distill.keys import keys_and_values, moments
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.files import write_atomic
-from lit_reduce.ops.recall import normal
 from lit_reduce.ops.regression import explained, fit
+from lit_reduce.ops.similarity import normal
 from lit_reduce.pocket.data import scene_groups
 
 RANKS: list[int | None] = [16, 32, 64, None]

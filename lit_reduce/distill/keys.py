@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lit_reduce.distill.teacher import Outputs
-from lit_reduce.ops.recall import normal
 from lit_reduce.ops.regression import Moments, fit
+from lit_reduce.ops.similarity import normal
 from lit_reduce.runtime.decoder import embed
 from lit_reduce.runtime.encode import placeholders
 from lit_reduce.runtime.rotary import unrotated

@@ -1,17 +1,11 @@
 """Attention to keys beside a layer's own: read by themselves, then joined as if there had been one softmax."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lit_reduce.ops.similarity import exact
 
 HIDDEN = -1e30  # logit of a key that is not seen: finite, so that a query without any key has gradients
-
-
-def normal(features: Tensor) -> Tensor:
-    """Features of size 1, as a decoder's own first norm makes them: keys and values are nearest to linear in these."""
-    return F.rms_norm(features, features.shape[-1:], eps=1e-6)
 
 
 def read(queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scaling: float) -> tuple[Tensor, Tensor]:

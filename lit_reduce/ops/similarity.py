@@ -24,3 +24,8 @@ def cosine(x: Tensor, y: Tensor | None = None) -> Tensor:
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """The tokens ``[B, K, D]`` of ``x`` ``[B, N, D]`` at ``index`` ``[B, K]``."""
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def normal(x: Tensor) -> Tensor:
+    """Tokens of size 1, as a decoder's first norm makes them; towers and projectors differ by orders of magnitude."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lit_reduce.errors import UserError
 from lit_reduce.ops.budgets import falling_average
 from lit_reduce.ops.gates import anneal
+from lit_reduce.ops.similarity import normal
 from lit_reduce.ops.thresholds import NONE, affordable, best, mass_above, peaked, profile, pyramid
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Course, Reduction, VisualTokens
@@ -136,7 +137,7 @@ class ATP(Reducer):
         more, bar = self.heads[site](read.to(like.dtype)).unbind(1)
         red = ((own + cross) / 2).clamp_min(NONE).log()
         if self.config.residual:
-            red = red + F.rms_norm(like, like.shape[-1:], eps=1e-6) @ self.factors[site]
+            red = red + normal(like) @ self.factors[site]
         stay = torch.sigmoid(more + math.log(part / max(1 - part, EDGE)))
         theta = mass_above(red, gate, stay * gate.sum(1))
         spatial = pyramid(tokens.signal("place"), tokens.grid).clamp_min(NONE).log()

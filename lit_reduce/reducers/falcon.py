@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.mergers import average_pool
+from lit_reduce.ops.similarity import normal
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -174,7 +175,7 @@ class _Update(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        small = self.down(_even(x, self.down.weight.dtype))
+        small = self.down(normal(x.to(self.down.weight.dtype)))
         more: Tensor = self.up(F.gelu(small) if self.bent else small)
         return y + _scale(y) * more.to(y.dtype)
 
@@ -190,15 +191,11 @@ class _Between(nn.Module):
         nn.init.zeros_(self.leave.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        asked = self.ask(_even(x, self.ask.weight.dtype)).unflatten(-1, (3, self.heads, -1))
+        asked = self.ask(normal(x.to(self.ask.weight.dtype))).unflatten(-1, (3, self.heads, -1))
         q, k, v = asked.permute(2, 0, 3, 1, 4)
         read = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         more: Tensor = self.leave(read)
         return x + _scale(x) * more.to(x.dtype)
-
-
-def _even(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return F.rms_norm(x.to(dtype), x.shape[-1:], eps=1e-6)
 
 
 def _scale(x: Tensor) -> Tensor:

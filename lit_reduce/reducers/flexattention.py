@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.mergers import nearest
-from lit_reduce.ops.recall import joined, normal, read
+from lit_reduce.ops.recall import joined, read
 from lit_reduce.ops.regression import Map
-from lit_reduce.ops.similarity import gather_tokens
+from lit_reduce.ops.similarity import gather_tokens, normal
 from lit_reduce.recall import Question, RecallReducer, layers_from
 from lit_reduce.reducer import ReducerConfig, create, find, register
 from lit_reduce.tokens import Reduction, VisualTokens

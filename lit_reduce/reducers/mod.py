@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.budgets import cosine_decay, even_shares
 from lit_reduce.ops.selectors import places, share_topk
+from lit_reduce.ops.similarity import normal
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -95,7 +95,7 @@ class Mod(ScoringReducer):
         """The layer's logits ``[B, N]``."""
         if not 0 <= tokens.layer < self.config.depth:
             raise UserError(f"{self.name}: no router for layer {tokens.layer}, only for 0 to {self.config.depth - 1}")
-        x = F.rms_norm(tokens.features, tokens.features.shape[-1:], eps=1e-6)
+        x = normal(tokens.features)
         return x @ self.routers[tokens.layer] + self.bias[tokens.layer]
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:

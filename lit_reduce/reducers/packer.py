@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lit_reduce.errors import UserError
 from lit_reduce.ops.cells import members
 from lit_reduce.ops.mergers import average_pool
+from lit_reduce.ops.similarity import normal
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -73,10 +74,10 @@ class Packer(Reducer):
         """New tokens at the centres of their regions."""
         x = tokens.features
         pooled, anchors, owner = average_pool(x, tokens.grid, keep)
-        query = self.point(_even(pooled))
+        query = self.point(normal(pooled))
         if self.ask is not None:
             query = query + self.ask(_prompt(tokens))[:, None]
-        seen = torch.cat([_even(x), *(_even(level(tokens, name, self)) for name in self.levels)], -1)
+        seen = torch.cat([normal(x), *(normal(level(tokens, name, self)) for name in self.levels)], -1)
         read = self._attend(self.normal(query), self.key(seen), self.value(seen), *members(owner, keep))
         scale = pooled.square().mean(-1, keepdim=True).sqrt()
         made = pooled + scale * self.leave(read)
@@ -115,12 +116,7 @@ def _branch(size: int, width: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def _even(x: Tensor) -> Tensor:
-    """Tokens of size 1: features of towers and projectors differ by orders of magnitude."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
-
-
 def _prompt(tokens: VisualTokens) -> Tensor:
     """The mean ``[B, D]`` of the prompt's real tokens."""
     text, real = tokens.signal("text"), tokens.signal("text_mask")[..., None]
-    return _even(text).masked_fill(~real, 0).sum(1) / real.sum(1).clamp_min(1)
+    return normal(text).masked_fill(~real, 0).sum(1) / real.sum(1).clamp_min(1)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
-from lit_reduce.ops.recall import normal, within
+from lit_reduce.ops.recall import within
+from lit_reduce.ops.similarity import normal
 from lit_reduce.recall import Glance, RecallReducer
 from lit_reduce.reducer import ReducerConfig, find, register
 from lit_reduce.reducers.packer import level

@@ -2,7 +2,8 @@
 
 import torch
 
-from lit_reduce.ops.recall import joined, normal, read, within
+from lit_reduce.ops.recall import joined, read, within
+from lit_reduce.ops.similarity import normal
 
 
 def draw(*shape: int) -> torch.Tensor:

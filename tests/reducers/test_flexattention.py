@@ -9,7 +9,7 @@ import transformers as hf
 from lit_reduce.backbones.identity import identify
 from lit_reduce.distill.keys import keys_and_values, teach_keys
 from lit_reduce.errors import UserError
-from lit_reduce.ops.recall import normal
+from lit_reduce.ops.similarity import normal
 from lit_reduce.plugin import create_for
 from lit_reduce.recall import Question
 from lit_reduce.reducer import create

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_reduce.errors import UserError
-from lit_reduce.ops.recall import normal
+from lit_reduce.ops.similarity import normal
 from lit_reduce.recall import Glance
 from lit_reduce.reducer import create
 from lit_reduce.tokens import VisualTokens
