@@ -1,15 +1,11 @@
 """The command line: a verb, settings as ``key=value``, one clear line when something is wrong."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lit_reduce.console import Command, columns, run
 from lit_reduce.errors import UserError
-
-if TYPE_CHECKING:
-    from lit_reduce.data.jsonl import Row
 
 USAGE = """usage: lit-reduce VERB [key=value ...] [--help] [--validate]
 
@@ -58,33 +54,36 @@ def evaluate(argv: Sequence[str]) -> None:
     """``evaluate``: see :mod:`lit_reduce.evaluate.run`."""
     from lit_reduce.evaluate.run import EvaluateSettings
     from lit_reduce.evaluate.run import run as score
+    from lit_reduce.pocket.sets import SETS
     from lit_reduce.settings import configs_dir, resolve
 
     chosen = resolve(EvaluateSettings, argv, configs_dir(), "evaluate")
     _quiet()
-    score(chosen, {"pocket": _pocket})
+    score(chosen, SETS)
 
 
 def compare(argv: Sequence[str]) -> None:
     """``compare``: see :mod:`lit_reduce.evaluate.compare`."""
     from lit_reduce.evaluate.compare import CompareSettings
     from lit_reduce.evaluate.compare import compare as side_by_side
+    from lit_reduce.pocket.sets import SETS
     from lit_reduce.settings import configs_dir, resolve
 
     chosen = resolve(CompareSettings, argv, configs_dir(), "compare")
     _quiet()
-    side_by_side(chosen, {"pocket": _pocket})
+    side_by_side(chosen, SETS)
 
 
 def table(argv: Sequence[str]) -> None:
     """``table``: see :mod:`lit_reduce.evaluate.table`."""
     from lit_reduce.evaluate.table import TableSettings
     from lit_reduce.evaluate.table import table as make
+    from lit_reduce.pocket.sets import SETS
     from lit_reduce.settings import configs_dir, resolve
 
     chosen = resolve(TableSettings, argv, configs_dir(), "table")
     _quiet()
-    make(chosen, {"pocket": _pocket})
+    make(chosen, SETS)
 
 
 def bench(argv: Sequence[str]) -> None:
@@ -121,12 +120,6 @@ def list_reducers(argv: Sequence[str]) -> None:
         plugins.append((str(path.parent), config.reducer, config.backbone.id, budget))
     if plugins:
         print("\n" + columns(("plug-in", "reducer", "backbone", "budgets"), plugins), end="")
-
-
-def _pocket(count: int) -> "Iterator[Row]":
-    from lit_reduce.pocket.data import scene_rows
-
-    return scene_rows("test", count)
 
 
 def _command(verb: str) -> Command:

@@ -236,10 +236,9 @@ def test_rows(chosen: TrainSettings) -> tuple[Iterable[Row], int]:
     """The questions of the table: the world's test split, or the user's file."""
     data = chosen.data
     if data.name in WORLDS and data.test is None:
-        from lit_reduce.pocket.data import scene_rows
-        from lit_reduce.pocket.hd import hd_rows
+        from lit_reduce.pocket.sets import SETS
 
-        return (scene_rows if data.name == "pocket" else hd_rows)("test", data.test_rows), data.test_rows
+        return SETS[data.name](data.test_rows), data.test_rows
     source = data.test or data.val
     if source is None:
         raise UserError("no questions to score on: give data.test=FILE.jsonl with image, prompt and answer")
