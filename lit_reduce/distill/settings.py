@@ -15,7 +15,7 @@ class DataSettings:
     images: int = 700
     turns: int = 8
     val_images: int = 64
-    test_rows: int = 500
+    test_rows: int = 200
     cache: str | None = "outputs/cache"
 
 
@@ -73,7 +73,9 @@ class TrainSettings:
     logger: str = "csv"
     table_budgets: list[int] = field(default_factory=lambda: [192, 128, 64, 32, 16])
     yardsticks: list[str] = field(
-        default_factory=lambda: ["random", "grid", "pool", "fastervlm", "divprune", "cdpruner"]
+        default_factory=lambda: [
+            "random", "grid", "pool", "fastervlm", "mmtok", "cdpruner", "divprune", "todre", "vispruner",
+        ]  # fmt: skip
     )
     table_batch: int = 50
     runs: int = 3
