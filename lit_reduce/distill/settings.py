@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from lit_reduce.settings import BackboneSettings, ReducerSettings
 
 
+CONTROLS = ("random", "grid", "pool", "fastervlm")
+STRONGEST = ("mmtok", "cdpruner", "divprune", "todre", "vispruner")  # on validation questions, see README
+
+
 @dataclass
 class DataSettings:
     """Which questions: the group ``data``."""
@@ -72,10 +76,6 @@ class TrainSettings:
     accelerator: str = "auto"
     logger: str = "csv"
     table_budgets: list[int] = field(default_factory=lambda: [192, 128, 64, 32, 16])
-    yardsticks: list[str] = field(
-        default_factory=lambda: [
-            "random", "grid", "pool", "fastervlm", "mmtok", "cdpruner", "divprune", "todre", "vispruner",
-        ]  # fmt: skip
-    )
+    yardsticks: list[str] = field(default_factory=lambda: [*CONTROLS, *STRONGEST])
     table_batch: int = 50
     runs: int = 3

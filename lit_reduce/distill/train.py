@@ -175,7 +175,8 @@ def fit(
     checkpoint = output / "last.ckpt"
     step = check_checkpoint(checkpoint, module)
     if reducer.guided == "keys" and not checkpoint.is_file():
-        teach_keys(model, reducer, (data.held[0].outputs(group) for group in data.groups[:PICTURES]))
+        read = tqdm(data.groups[:PICTURES], desc="keys", unit="picture")
+        teach_keys(model, reducer, (data.held[0].outputs(group) for group in read))
     last = ModelCheckpoint(
         output, filename="last", every_n_train_steps=chosen.save_every, save_top_k=1, enable_version_counter=False
     )

@@ -46,12 +46,14 @@ class Plan:
     def check(self, backbone: Backbone) -> None:
         """Refuse a plug-in of another backbone, and a budget above its token count, before anything runs.
 
+        Where the count depends on the picture, each picture is checked when its turn comes.
+
         Raises:
             UserError: One of the two.
         """
         if self.trained_for is not None:
             check_backbone(self.trained_for, backbone.identity)
-        if self.reducer is not None:
+        if self.reducer is not None and backbone.identity.tokens:
             Budget.parse(self.keep).count(backbone.identity.tokens)
 
 
