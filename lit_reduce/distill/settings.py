@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from lit_reduce.settings import BackboneSettings, ReducerSettings
 
-
 CONTROLS = ("random", "grid", "pool", "fastervlm")
 STRONGEST = ("mmtok", "cdpruner", "divprune", "todre", "vispruner")  # on validation questions, see README
 
