@@ -5,13 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+)
 
 from lit_reduce.backbones import load
 from lit_reduce.evaluate.plan import Plan
 from lit_reduce.evaluate.suite import evaluate
 from lit_reduce.plugin import load_plugin
 from lit_reduce.pocket.data import scene_rows
+from lit_reduce.pocket.sets import SETS
 from lit_reduce.reducer import create
 
 POCKET = Path(__file__).parents[1] / "checkpoints" / "pocket"
@@ -68,3 +74,14 @@ def test_covipal_is_small_and_keeps_what_matters(pocket):
     whole, few = results.scores
     assert few.kept == 32
     assert few.accuracy >= whole.accuracy - 0.15
+
+
+def test_pocket_hd_reads_what_its_thumbnail_hides():
+    """LLaVA-NeXT's layout as plain files, and tiles that are worth their tokens."""
+    folder = POCKET.with_name("pocket-hd")
+    assert isinstance(AutoModelForImageTextToText.from_pretrained(folder), LlavaNextForConditionalGeneration)
+    assert sum(f.stat().st_size for f in folder.glob("*.safetensors")) <= 28_000_000
+    rows = list(SETS["pocket-hd"](12))
+    whole, thumbnail = evaluate(load("pocket-hd"), {"overview": Plan(create("overview"))}, [576], rows, 4).scores
+    assert thumbnail.kept == 576
+    assert whole.accuracy >= thumbnail.accuracy + 0.25
