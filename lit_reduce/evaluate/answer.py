@@ -20,7 +20,7 @@ from lit_reduce.evaluate.plan import Plan, find_plan, generate, visual_counts
 from lit_reduce.evaluate.stream import answer_rows
 from lit_reduce.files import atomic_path, check_writable
 from lit_reduce.settings import BackboneSettings, ReducerSettings
-from lit_reduce.show.overlay import paint
+from lit_reduce.show.overlay import overlay, paintable
 from lit_reduce.show.seen import seen
 
 
@@ -73,6 +73,9 @@ def _predict_one(chosen: PredictSettings) -> None:
         _check_overlay(chosen.overlay)
     backbone = _load(chosen.backbone, plan)
     inputs = backbone.prepare([picture], [chosen.prompt])
+    grid, count = backbone.family.grids(backbone.model, inputs)[0], visual_counts(backbone, inputs)[0]
+    if chosen.overlay is not None and not paintable(grid, count):
+        raise UserError(f"overlay={chosen.overlay}: this model's tiles of a picture do not form one grid; leave it out")
     (answer,), logical = generate(backbone, inputs, plan, chosen.max_new_tokens)
     total = sum(visual_counts(backbone, inputs))
     kept = total if logical is None else sum(logical.kept)
@@ -81,8 +84,7 @@ def _predict_one(chosen: PredictSettings) -> None:
     plain, reduced = timings["plain"], timings.get("reduced", timings["plain"])
     if chosen.overlay is not None:
         anchors = list(range(total)) if logical is None else logical.anchors[0].tolist()
-        grid = backbone.family.grids(backbone.model, inputs)[0]
-        painted = paint(seen(backbone, inputs, picture), grid, anchors)
+        painted = overlay(seen(backbone, inputs, picture), grid, count, anchors)
         with atomic_path(chosen.overlay) as temporary:
             painted.save(temporary)
         settings.save(chosen, settings.beside(chosen.overlay))

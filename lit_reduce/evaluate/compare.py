@@ -10,14 +10,14 @@ from lit_reduce.backbones import Backbone
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate.page import Example, Panel, page
-from lit_reduce.evaluate.plan import Plan, find_plan, generate
+from lit_reduce.evaluate.plan import Plan, find_plan, generate, visual_counts
 from lit_reduce.evaluate.report import text_table, write_report
 from lit_reduce.evaluate.run import Named, ScoreSettings, check, finish, open_backbone, questions, score
 from lit_reduce.evaluate.suite import ALL_TOKENS, Results, Score
 from lit_reduce.files import write_atomic
 from lit_reduce.reducer import available
 from lit_reduce.settings import ReducerSettings
-from lit_reduce.show.overlay import paint
+from lit_reduce.show.overlay import overlay, paintable
 from lit_reduce.show.seen import seen
 
 
@@ -129,7 +129,7 @@ def gallery(
     for index in examples_of(rows, count):
         row = rows[index]
         inputs = backbone.prepare([row.open()], [row.prompt])
-        picture = seen(backbone, inputs, row.open())
+        picture, total = seen(backbone, inputs, row.open()), visual_counts(backbone, inputs)[0]
         whole = results.score(ALL_TOKENS, None)
         panels = [Panel(ALL_TOKENS, picture, whole.answers[index], bool(whole.correct[index]))]
         for name, plan in plans.items():
@@ -137,16 +137,9 @@ def gallery(
             if score.error is None:
                 _, logical = generate(backbone, inputs, Plan(plan.reducer, keep, plan.positions), 1)
                 painted = None
-                if logical is not None and logical.grids:
-                    painted = _painted(picture, logical.grids[0], logical.anchors[0].tolist())
+                if logical is not None and logical.grids and paintable(logical.grids[0], total):
+                    painted = overlay(picture, logical.grids[0], total, logical.anchors[0].tolist(), shortest=336)
                 panels.append(Panel(name, painted, score.answers[index], bool(score.correct[index])))
         expected = row.answer if isinstance(row.answer, list) else [row.answer or ""]
         made.append(Example(row.prompt, " / ".join(expected), panels))
     return made
-
-
-def _painted(picture: Any, grid: tuple[int, int, int], anchors: list[int]) -> Any:
-    try:
-        return paint(picture, grid, anchors, shortest=336)
-    except ValueError:  # several frames or tiles: there is no single grid to paint on
-        return None

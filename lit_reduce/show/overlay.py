@@ -4,13 +4,56 @@ from collections.abc import Iterable
 
 from PIL import Image, ImageDraw, ImageEnhance
 
+from lit_reduce.ops.tiles import tiling
+
 OUTLINE = (255, 196, 0)
 DIM = 0.35
 COLOUR = 0.25
+GAP = 0.02  # between an overview and the whole, in parts of the height
+
+
+def paintable(grid: tuple[int, int, int], count: int) -> bool:
+    """Whether `overlay` can paint an image's tokens: they lie on one grid, or on an overview and one of all crops."""
+    return grid[0] == 1 and (grid[1] * grid[2] == count or tiling(grid, count) is not None)
+
+
+def overlay(
+    picture: Image.Image, grid: tuple[int, int, int], count: int, kept: Iterable[int], shortest: int = 672
+) -> Image.Image:
+    """Paint the kept tokens of one picture; where it was cut into crops, its overview stands on the left.
+
+    Args:
+        picture: What the model saw: the grid covers all of it, and so does the overview.
+        grid: Frames (1), rows and columns of its visual tokens, the overview left out.
+        count: Its visual tokens, with overview and newlines.
+        kept: Indices of the tokens that stayed. Newlines are not seen.
+        shortest: Smaller pictures are enlarged until their shorter side has this many pixels.
+
+    Returns:
+        A new RGB picture.
+
+    Raises:
+        ValueError: The tokens are not `paintable`.
+    """
+    if not paintable(grid, count):
+        raise ValueError(f"cannot paint {count} tokens on a grid of {grid}")
+    tiles = tiling(grid, count)
+    if tiles is None:
+        return paint(picture, grid, kept, shortest)
+    stays, (rows, columns) = set(kept), tiles.overview
+    crops = {int(tiles.place[token]) for token in stays} - {-1}
+    whole = paint(picture, (1, *tiles.whole), crops, shortest)
+    own = {token - tiles.first for token in stays if 0 <= token - tiles.first < rows * columns}
+    first = paint(picture, (1, rows, columns), own, shortest)
+    gap = round(GAP * whole.height)
+    both = Image.new("RGB", (first.width + gap + whole.width, whole.height), "white")
+    both.paste(first, (0, 0))
+    both.paste(whole, (first.width + gap, 0))
+    return both
 
 
 def paint(picture: Image.Image, grid: tuple[int, int, int], kept: Iterable[int], shortest: int = 672) -> Image.Image:
-    """Paint the kept tokens of one picture.
+    """Paint the kept cells of one grid.
 
     Args:
         picture: What the model saw, already cropped: the grid covers all of it.

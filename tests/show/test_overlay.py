@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_reduce.show.overlay import paint
+from lit_reduce.show.overlay import overlay, paint, paintable
 
 
 def test_kept_cells_are_bright_and_the_rest_is_dim() -> None:
@@ -39,3 +39,24 @@ def test_the_picture_itself_is_untouched_and_nonsense_is_refused() -> None:
     for grid, kept in [((1, 3, 3), [9]), ((1, 3, 3), [-1]), ((2, 3, 3), [1])]:
         with pytest.raises(ValueError, match="cannot paint"):
             paint(picture, grid, kept)
+
+
+def test_a_picture_in_crops_is_painted_whole_beside_its_overview() -> None:
+    # 2 x 2 of the overview (0 to 3), then rows of three with a newline behind each: 4 5 6 | 7, 8 9 10 | 11.
+    painted = np.asarray(overlay(Image.new("RGB", (300, 200), "white"), (1, 2, 3), 12, [1, 6, 7, 8, 11], shortest=200))
+    assert painted.shape == (200, 300 + 4 + 300, 3)
+    first, whole = painted[:, :300], painted[:, 304:]
+    bright = [(first[y, x] == 255).all() for y in (50, 150) for x in (75, 225)]
+    assert bright == [False, True, False, False]
+    bright = [(whole[y, x] == 255).all() for y in (50, 150) for x in (50, 150, 250)]
+    assert bright == [False, False, True, True, False, False]
+
+
+def test_one_grid_is_painted_alone_and_frames_are_refused() -> None:
+    picture = Image.new("RGB", (60, 40), "white")
+    alone = overlay(picture, (1, 2, 3), 6, [1, 4], shortest=40)
+    assert alone.tobytes() == paint(picture, (1, 2, 3), [1, 4], shortest=40).tobytes()
+    assert paintable((1, 2, 3), 6)
+    assert not paintable((4, 2, 3), 24)
+    with pytest.raises(ValueError, match="cannot paint"):
+        overlay(picture, (4, 2, 3), 24, [1])
