@@ -57,7 +57,6 @@ def fit(
     weight_decay: float = 0.02,
     every_seconds: float = 90,
     workers: int = 1,
-    muon: bool = True,
     horizon: int | None = None,
     log_every: int = 25,
     on_log: Callable[[int], dict[str, float]] | None = None,
@@ -70,21 +69,20 @@ def fit(
         make: step -> batch, a pure function (runs in a worker process).
         loss_of: (batch, step) -> {"loss": scalar, ...}; everything else in it is logged.
         steps: Total number of steps.
-        lr: Peak learning rate of AdamW.
+        lr: Peak learning rate, of Muon for matrices inside blocks and of AdamW for the rest.
         folder: Where the checkpoint and the log live.
         device: Where the parts live; bfloat16 autocast is used there.
         warmup: Steps of linear warm-up.
         weight_decay: Of matrices; vectors have none.
         every_seconds: Seconds between checkpoints.
         workers: Processes that make batches.
-        muon: Whether the matrices inside blocks learn by Muon; AdamW otherwise.
         horizon: Steps over which the rate goes down, `steps` when None.
         log_every: Steps between log lines.
         on_log: step -> further figures, called every 20th log line.
     """
     params = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
     params = list({id(p): p for p in params}.values())
-    optimizers = optimizers_of(parts, lr, weight_decay, muon)
+    optimizers = optimizers_of(parts, lr, weight_decay)
     path, first = folder / f"{name}.pt", 0
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
@@ -126,12 +124,10 @@ def fit(
     bar.close()
 
 
-def optimizers_of(
-    parts: dict[str, nn.Module], lr: float, weight_decay: float, muon: bool
-) -> list[torch.optim.Optimizer]:
-    """Returns Muon for the matrices inside blocks and AdamW for embeddings, read-outs and vectors, or AdamW alone."""
+def optimizers_of(parts: dict[str, nn.Module], lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Returns Muon for the matrices inside blocks and AdamW for embeddings, read-outs and vectors."""
     named = {id(p): (f"{key}.{name}", p) for key, part in parts.items() for name, p in part.named_parameters()}
-    inner = [p for name, p in named.values() if muon and p.requires_grad and p.ndim == 2 and ".layers." in name]
+    inner = [p for name, p in named.values() if p.requires_grad and p.ndim == 2 and ".layers." in name]
     held = {id(p) for p in inner}
     outer = [p for _, p in named.values() if p.requires_grad and id(p) not in held]
     out: list[torch.optim.Optimizer] = []
