@@ -21,6 +21,7 @@ from lit_reduce.pocket.sets import SETS
 from lit_reduce.reducer import create
 
 POCKET = Path(__file__).parents[1] / "checkpoints" / "pocket"
+POCKET_HD = POCKET.with_name("pocket-hd")
 PLUGINS = sorted(path.parent.name for path in POCKET.glob("*/reducer_config.json"))
 
 
@@ -78,10 +79,19 @@ def test_covipal_is_small_and_keeps_what_matters(pocket):
 
 def test_pocket_hd_reads_what_its_thumbnail_hides():
     """LLaVA-NeXT's layout as plain files, and tiles that are worth their tokens."""
-    folder = POCKET.with_name("pocket-hd")
-    assert isinstance(AutoModelForImageTextToText.from_pretrained(folder), LlavaNextForConditionalGeneration)
-    assert sum(f.stat().st_size for f in folder.glob("*.safetensors")) <= 28_000_000
+    assert isinstance(AutoModelForImageTextToText.from_pretrained(POCKET_HD), LlavaNextForConditionalGeneration)
+    assert sum(f.stat().st_size for f in POCKET_HD.glob("*.safetensors")) <= 28_000_000
     rows = list(SETS["pocket-hd"](12))
     whole, thumbnail = evaluate(load("pocket-hd"), {"overview": Plan(create("overview"))}, [576], rows, 4).scores
     assert thumbnail.kept == 576
     assert whole.accuracy >= thumbnail.accuracy + 0.25
+
+
+def test_every_plug_in_of_pocket_hd_fits_it_and_says_how_it_was_made():
+    identity, found = load("pocket-hd").identity, sorted(POCKET_HD.glob("*/reducer_config.json"))
+    assert found
+    for path in found:
+        _, config = load_plugin(path.parent, backbone=identity)
+        made = yaml.safe_load((path.parent / "train.yaml").read_text())
+        assert (config.reducer, made["reducer"]["name"]) == (path.parent.name, path.parent.name)
+        assert made["backbone"]["name"] == made["data"]["name"] == "pocket-hd"

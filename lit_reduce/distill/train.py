@@ -269,11 +269,14 @@ def card_metrics(name: str, results: Results) -> dict[str, Any]:
 
 def notes(chosen: TrainSettings, results: Results) -> str:
     """The card's account of how the numbers came about."""
-    return (
+    made = (
         f"Trained on `{chosen.data.name}` ({chosen.data.images} pictures, {chosen.steps} steps of "
-        f"{chosen.pictures * chosen.turns} questions, seed {chosen.seed}); scored on {results.rows} test questions. "
-        f"Times: {torch.get_num_threads()} CPU threads, one question, median of {chosen.runs} alternating runs."
+        f"{chosen.pictures * chosen.turns} questions, seed {chosen.seed}); scored on {results.rows} test questions."
     )
+    if not chosen.runs:
+        return made
+    timed = f"Times: {torch.get_num_threads()} CPU threads, one question, median of {chosen.runs} alternating runs."
+    return f"{made} {timed}"
 
 
 def _cache(chosen: TrainSettings) -> Path | None:
