@@ -356,4 +356,4 @@ def test_compare_as_a_user_runs_it(run: Run, home: Path, tmp_path: Path) -> None
     assert "<html" in (tmp_path / "page.html").read_text()
     done = run("compare", "data=nothing", *words[1:])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "known set (pocket)" in done.stderr
+    assert "known set (pocket, pocket-val, " in done.stderr
