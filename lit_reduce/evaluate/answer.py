@@ -73,18 +73,17 @@ def _predict_one(chosen: PredictSettings) -> None:
         _check_overlay(chosen.overlay)
     backbone = _load(chosen.backbone, plan)
     inputs = backbone.prepare([picture], [chosen.prompt])
-    grid, count = backbone.family.grids(backbone.model, inputs)[0], visual_counts(backbone, inputs)[0]
-    if chosen.overlay is not None and not paintable(grid, count):
+    total, grid = sum(visual_counts(backbone, inputs)), backbone.family.grids(backbone.model, inputs)[0]
+    if chosen.overlay is not None and not paintable(grid, total):
         raise UserError(f"overlay={chosen.overlay}: this model's tiles of a picture do not form one grid; leave it out")
     (answer,), logical = generate(backbone, inputs, plan, chosen.max_new_tokens)
-    total = sum(visual_counts(backbone, inputs))
     kept = total if logical is None else sum(logical.kept)
     plans = {"plain": Plan()} if logical is None else {"plain": Plan(), "reduced": plan}
     timings = first_token(backbone, inputs, plans, chosen.runs)
     plain, reduced = timings["plain"], timings.get("reduced", timings["plain"])
     if chosen.overlay is not None:
         anchors = list(range(total)) if logical is None else logical.anchors[0].tolist()
-        painted = overlay(seen(backbone, inputs, picture), grid, count, anchors)
+        painted = overlay(seen(backbone, inputs, picture), grid, total, anchors)
         with atomic_path(chosen.overlay) as temporary:
             painted.save(temporary)
         settings.save(chosen, settings.beside(chosen.overlay))
