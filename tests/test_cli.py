@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from noise import noise
 from PIL import Image
 
 from lit_reduce import cli, console
@@ -30,8 +30,7 @@ QUESTIONS = 7
 def home(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder: pictures, good and bad, a plug-in, bad ones too, and questions."""
     home = tmp_path_factory.mktemp("home")
-    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 64, 3), dtype=np.uint8))
-    noise.save(home / "a.png")
+    noise(1, 64, 48).save(home / "a.png")
     (home / "truncated.png").write_bytes((home / "a.png").read_bytes()[:-3000])
     (home / "text.png").write_text("not a picture")
     Image.new("1", (9000, 9000)).save(home / "bomb.png")

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from noise import noise
 
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
@@ -25,9 +24,7 @@ ROWS = 6
 def chosen(tiny_folder: Path, tmp_path: Path) -> Callable[..., CompareSettings]:
     """Makes settings for six questions of two kinds about two pictures."""
     for index in range(2):
-        Image.fromarray(np.random.default_rng(index).integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(
-            tmp_path / f"{index}.png"
-        )
+        noise(index, 24, 24).save(tmp_path / f"{index}.png")
     rows = [
         {"image": f"{i % 2}.png", "prompt": f"what is w{20 + i} ?", "answer": ["red", "w3"], "family": "ab"[i // 3]}
         for i in range(ROWS)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from noise import noise
 from PIL import Image
 
 from lit_reduce.backbones import load
@@ -40,9 +40,7 @@ def plugin(folder: Path, tiny_folder: Path, name: str, seed: int) -> None:
 @pytest.fixture
 def chosen(tiny_folder: Path, tmp_path: Path) -> Callable[..., TableSettings]:
     for index in range(2):
-        Image.fromarray(np.random.default_rng(index).integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(
-            tmp_path / f"{index}.png"
-        )
+        noise(index, 24, 24).save(tmp_path / f"{index}.png")
     rows = [
         {"image": f"{i % 2}.png", "prompt": f"what is w{20 + i} ?", "answer": f"w{3 * i}", "family": "ab"[i // 3]}
         for i in range(6)
