@@ -11,8 +11,10 @@ from lit_reduce.backbones import Backbone
 from lit_reduce.plugin import PluginConfig, check_backbone, open_reducer
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime import attach, compact, encode
+from lit_reduce.runtime.attach import INSIDE
 from lit_reduce.runtime.compact import Logical
 from lit_reduce.runtime.encode import Encoded, placeholders
+from lit_reduce.runtime.rows import from_tower
 from lit_reduce.settings import ReducerSettings
 from lit_reduce.tokens import Budget
 
@@ -36,12 +38,14 @@ class Plan:
     @property
     def signals(self) -> frozenset[str]:
         """What one shared pass of the vision tower must give beside the features."""
-        return self.reducer.signals if self.reducer is not None and self.shares_encoding else frozenset()
+        if self.reducer is None or not self.shares_encoding:
+            return frozenset()
+        return from_tower(self.reducer) if self.reducer.site in INSIDE else self.reducer.signals
 
     @property
     def shares_encoding(self) -> bool:
         """Whether the tower runs as in the plain model, and all that is dropped is dropped behind it."""
-        return self.reducer is None or (self.reducer.site == "projector" and self.reducer.kind != "recall")
+        return self.reducer is None or self.reducer.site != "encoder"
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a plug-in of another backbone, and a budget above its token count, before anything runs.
@@ -91,8 +95,10 @@ def generate(
         One answer a prompt, and what was kept (None when the plan keeps all).
     """
     short, logical = dict(inputs), None
-    if plan.reducer is not None and not plan.shares_encoding:
+    if plan.reducer is not None and (plan.reducer.site != "projector" or plan.reducer.kind == "recall"):
         with attach(backbone.model, plan.reducer, plan.keep, plan.positions) as attachment:
+            if encoded is not None and plan.shares_encoding:
+                attachment.share(encoded)
             whole: Tensor = backbone.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
             return backbone.decode(whole, short), attachment.logical
     if plan.reducer is not None:

@@ -197,9 +197,11 @@ def _answers(
 @torch.inference_mode()
 def _encoded(backbone: Backbone, inputs: dict[str, Any], plans: Mapping[str, Plan], failed: Failures) -> Encoded | None:
     """One pass of the tower for all plans; a plan whose signals this backbone cannot give fails alone."""
-    wanted = {
-        key: plan.signals for key, plan in plans.items() if plan.reducer and plan.shares_encoding and key not in failed
-    }
+    wanted: dict[str, frozenset[str]] = {}
+    for key, plan in plans.items():
+        if plan.reducer and plan.shares_encoding and key not in failed:
+            with failed.of(key):
+                wanted[key] = plan.signals
     if not wanted:
         return None
     try:

@@ -6,7 +6,7 @@ added where a reducer acts inside the tower or the language model. Class, weight
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from lit_reduce.runtime import tower
 from lit_reduce.runtime.compact import Keep, Logical, compact
 from lit_reduce.runtime.contract import reduced_forward, reduced_generate
 from lit_reduce.runtime.digest import Digest, Digesting
-from lit_reduce.runtime.encode import encode
+from lit_reduce.runtime.encode import Encoded, encode
 from lit_reduce.runtime.flow import Prompt
 from lit_reduce.runtime.inside import Inside, Recall, stages_of
 from lit_reduce.runtime.prompt import acts, staged
@@ -85,6 +85,7 @@ class Attachment:
         self._check()
         self.stats = Stats()
         self.logical: Logical | None = None
+        self._encoded: Encoded | None = None
         self._prompt: Prompt | None = None
         self._bank: Bank | None = None
         self._undo: list[Callable[[], None]] = []
@@ -154,7 +155,23 @@ class Attachment:
             raise UserError(
                 "a digest needs a reducer whose tokens read pictures inside the language model, such as voco"
             )
-        return self.digesting.digest(inputs)
+        return self.digesting.digest(inputs, self.encode)
+
+    def share(self, encoded: Encoded) -> None:
+        """The pictures of the next prompt after tower and projector, when they are known: they are not encoded again.
+
+        Args:
+            encoded: With every signal that the reducers declare (`encode`); it is not changed. Not for reducers inside
+                the tower.
+        """
+        if "encoder" in self.sites:
+            raise ValueError(f"'{self.sites['encoder'][0].name}' acts inside the tower, so nothing can be shared")
+        self._encoded = encoded
+
+    def encode(self, inputs: dict[str, Any], signals: Iterable[str] = ()) -> Encoded:
+        """What was shared, or one pass through tower and projector."""
+        shared, self._encoded = self._encoded, None
+        return shared or encode(self.model, inputs, signals, self.family)
 
     def original(self, name: str) -> Any:
         """The method that stood there before, bound to the model."""
@@ -174,13 +191,13 @@ class Attachment:
     def shorten(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Logical]:
         """Encode, reduce and shorten one prompt."""
         if self.digesting is not None:
-            short, logical = self.digesting.shorten(inputs, self.positions)
+            short, logical = self.digesting.shorten(inputs, self.positions, self.encode)
             self.record(sum(logical.kept), sum(logical.total), logical)
             return short, logical
         inside = [reducer for site, (reducer, _) in self.sites.items() if site in INSIDE]
         signals = frozenset[str]().union(*map(from_tower, inside))
         reducer, keep = self.sites.get("projector", (_ALL, Budget(1.0)))
-        encoded = encode(self.model, inputs, signals | reducer.signals, self.family)
+        encoded = self.encode(inputs, signals | reducer.signals)
         short, logical = compact(self.model, inputs, encoded, reducer, keep, self.positions)
         if self.inside is not None:
             sites = {site: self.sites[site] for site in INSIDE if site in self.sites}

@@ -21,13 +21,14 @@ from lit_reduce.backbones.families import family_of
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.call import now
-from lit_reduce.runtime.compact import Logical, compact
+from lit_reduce.runtime.compact import Logical, compact, reduce_images
 from lit_reduce.runtime.decoder import BESIDE
-from lit_reduce.runtime.encode import Encoded, encode, placeholders
+from lit_reduce.runtime.encode import Encoded, placeholders
 from lit_reduce.runtime.slots import left_padded
 from lit_reduce.tokens import Budget
 
 PARTS = ("q", "k", "v", "o")
+Encode = Callable[[dict[str, Any]], Encoded]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def digest(model: Any, reducer: Any, inputs: Mapping[str, Any], encoded: Encoded
 
     Args:
         model: The frozen backbone.
-        reducer: Of kind ``register`` at the decoder: has ``tokens`` ``[n, D]`` and ``update(layer, part, x)``.
+        reducer: Of kind ``register`` at the decoder: makes tokens, and has ``update(layer, part, x)``.
         inputs: The prompts.
         encoded: Their pictures.
         keep: Learned tokens, K.
@@ -106,9 +107,11 @@ def digest(model: Any, reducer: Any, inputs: Mapping[str, Any], encoded: Encoded
         )  # fmt: skip
     if cache.get_seq_length() != order.shape[1]:
         raise UserError(f"gradient checkpointing takes the cache away that '{reducer.name}' reads; switch it off")
-    last = torch.where(visual, columns, -1).sort(1).values[:, -keep:]
+    images = [encoded.samples.index(row) for row in range(len(ids))]
+    made, _, anchors = reduce_images(encoded, reducer, keep)
+    embeds, rows = (torch.stack([part[i] for i in images]) for part in (made, anchors))
+    own = visual.nonzero()[:, 1].view(len(ids), -1).gather(1, rows)
     seen = torch.cat([valid, valid.new_ones(len(ids), keep)], 1).long()
-    embeds = reducer.to(ids.device).tokens[:keep].expand(len(ids), -1, -1)
     found: dict[str, list[Tensor]] = {part: [] for part in PARTS}
 
     def add(number: int, part: str, _: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
@@ -118,7 +121,8 @@ def digest(model: Any, reducer: Any, inputs: Mapping[str, Any], encoded: Encoded
 
     with _hooked(model, PARTS, add):
         model.get_decoder()(
-            inputs_embeds=embeds.to(encoded.features[0].dtype), attention_mask=seen, position_ids=_taken(places, last),
+            inputs_embeds=embeds.to(encoded.features[0].dtype), attention_mask=seen,
+            position_ids=_taken(places, own),
             past_key_values=cache, use_cache=True,
         )  # fmt: skip
     return Digest(found["k"], found["v"], encoded, words, 1000 * (now(ids) - start))
@@ -170,9 +174,9 @@ class Digesting:
         self.given: Digest | None = None
         self._reads: tuple[Digest, dict[str, Any]] | None = None
 
-    def digest(self, inputs: Mapping[str, Any]) -> Digest:
+    def digest(self, inputs: dict[str, Any], encode: Encode) -> Digest:
         """The first pass, from the pictures on."""
-        encoded = encode(self.model, inputs, (), self.family)
+        encoded = encode(inputs)
         counts = set(encoded.counts)
         if len(counts) != 1:
             raise UserError(
@@ -180,12 +184,12 @@ class Digesting:
             )
         return digest(self.model, self.reducer, inputs, encoded, self.keep.count(counts.pop()))
 
-    def shorten(self, inputs: dict[str, Any], positions: str) -> tuple[dict[str, Any], Logical]:
+    def shorten(self, inputs: dict[str, Any], positions: str, encode: Encode) -> tuple[dict[str, Any], Logical]:
         """The prompt with stand-ins for its pictures."""
         told, self.given = self.given, None
         spent = 0.0
         if told is None:
-            told = self.digest(inputs)
+            told = self.digest(inputs, encode)
             spent = told.spent
         elif len(told.words) == 1:
             told = told.repeat(len(inputs["input_ids"]))

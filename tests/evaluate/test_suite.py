@@ -1,6 +1,7 @@
 """The suite: the scores that answering one by one would give, and times that belong to the right plan."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 from lit_reduce.backbones import Backbone
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
-from lit_reduce.evaluate import latency, suite
+from lit_reduce.evaluate import latency
 from lit_reduce.evaluate.latency import Timing, first_token
 from lit_reduce.evaluate.plan import Plan, generate
 from lit_reduce.evaluate.suite import ALL_TOKENS, evaluate
@@ -51,14 +52,39 @@ def test_equals_answering_one_by_one(tiny: Backbone, rows: list[Row]) -> None:
     assert len(answers) == 5  # every plan says something of its own, so the comparison above had something to see
 
 
-def test_each_picture_is_encoded_once_for_all_reducers(
-    tiny: Backbone, rows: list[Row], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-    real = suite.encode
-    monkeypatch.setattr(suite, "encode", lambda *a, **k: calls.append(1) or real(*a, **k))
-    evaluate(tiny, PLANS, [9, 4], rows, batch_size=5, max_new_tokens=1)
-    assert len(calls) == 1
+INSIDE = {
+    "fastv": {},
+    "visiondrop": {},
+    "lookm": {},
+    "atp": {"hidden_size": 32, "sites": [0.0, 0.4]},
+    "mod": {"hidden_size": 32, "depth": 5},
+    "voco": {"hidden_size": 32, "depth": 5, "key_size": 16},
+    "flexattention": {"hidden_size": 32, "depth": 5, "key_size": 16},
+}
+
+
+def test_one_pass_of_the_tower_serves_all_but_those_inside_it(tiny: Backbone, rows: list[Row]) -> None:
+    torch.manual_seed(0)
+    plans = PLANS | {name: Plan(create(name, **options)) for name, options in INSIDE.items()}
+    for plan in plans.values():
+        for weight in plan.reducer.parameters():
+            weight.data += 0.3 * torch.randn_like(weight)
+    calls: list[int] = []
+    listener = tiny.model.base_model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        found = evaluate(tiny, plans, [12], rows, batch_size=5, max_new_tokens=4)
+        assert len(calls) == 2, "with all tokens, and for all plans"
+        calls.clear()
+        evaluate(tiny, PLANS | {"tome": Plan(create("tome"))}, [18], rows, batch_size=5, max_new_tokens=1)
+        assert len(calls) == 3
+    finally:
+        listener.remove()
+    inputs = tiny.prepare([row.open() for row in rows], [row.prompt for row in rows])
+    for name, plan in plans.items():
+        texts, logical = generate(tiny, inputs, replace(plan, keep=12), 4)
+        assert found.score(name, 12).answers == texts
+        assert found.score(name, 12).counts == logical.per_layer
+    assert len({tuple(score.answers) for score in found.scores}) > len(plans) // 2
 
 
 def test_rows_are_taken_lazily_and_need_answers(tiny: Backbone, rows: list[Row]) -> None:
