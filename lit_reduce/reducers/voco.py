@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
+from lit_reduce.ops.mergers import average_pool
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -18,7 +19,10 @@ class VoCoConfig(ReducerConfig):
 
     hidden_size: int = field(default=0, metadata={"help": "width of the language model; set when training"})
     depth: int = field(default=0, metadata={"help": "layers of the language model; set when training"})
-    tokens: int = field(default=16, metadata={"help": "learned tokens; keep=K uses the first K of them"})
+    tokens: int = field(default=64, metadata={"help": "learned tokens; keep=K uses the first K of them"})
+    pooled: bool = field(
+        default=True, metadata={"help": "whether each begins as the mean of its part of the picture, and stands there"}
+    )
     rank: int = field(default=32, metadata={"help": "rank of the updates of each layer's q, k, v and o; 0 for none"})
     query_size: int = field(default=0, metadata={"help": "width of all queries together; 0: the hidden size"})
     key_size: int = field(default=0, metadata={"help": "width of all keys together; 0: the hidden size"})
@@ -30,8 +34,11 @@ class VoCo(Reducer):
 
     Low-rank updates of q, k, v and o act on the learned tokens alone, so that all words and the picture keep the
     weights of the frozen model, to the bit. They start at zero. The paper trains the whole model and hides words before
-    the picture from those behind it; here they stay visible. The learned tokens take the positions of the picture's
-    last ones (the paper's have positions of their own), so that all words keep theirs. Both are our reading.
+    the picture from those behind it; here they stay visible. The paper's tokens are alike for all pictures and have
+    positions of their own. Here each is added to the mean of a cell of the picture and takes the position of its
+    centre, so that an untrained one is average pooling that reads on, and a frozen model has less to learn; without
+    ``pooled`` they are the paper's, at the positions of the picture's last tokens. Words keep their positions in either
+    case. All this is our reading.
 
     The prompt up to the picture's end is read in full by the frozen model, so the first answer about a picture comes no
     sooner. What is saved is the cache, time at each decoded token, and the picture for every further question about it
@@ -77,11 +84,17 @@ class VoCo(Reducer):
         return {0: keep}
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """The first ``keep`` learned tokens, in the places of the picture's last ones."""
+        """The first ``keep`` learned tokens, and the places that they take."""
         x = tokens.features
         self.stages(self.config.depth, tokens.count, keep)
-        anchors = torch.arange(tokens.count - keep, tokens.count, device=x.device).expand(len(x), -1)
-        return Reduction(anchors, features=self.tokens[:keep].expand(len(x), -1, -1))
+        made = self.tokens[:keep].expand(len(x), -1, -1)
+        if not self.config.pooled:
+            anchors = torch.arange(tokens.count - keep, tokens.count, device=x.device)
+            return Reduction(anchors.expand(len(x), -1), features=made)
+        means, anchors, owner = average_pool(x, tokens.grid, keep)
+        return Reduction(
+            anchors.expand(len(x), -1), features=means.to(made.dtype) + made, assignment=owner.expand(len(x), -1)
+        )
 
     def update(self, layer: int, part: str, x: Tensor) -> Tensor:
         """What learned tokens ``[B, K, in]`` get beside the frozen map of one of `PARTS`, ``[B, K, out]``."""
