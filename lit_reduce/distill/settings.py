@@ -65,7 +65,7 @@ class TrainSettings:
     warmup: int = 30
     clip: float = 1.0
     ema: float = 0.98
-    precision: str = "32-true"
+    precision: str = "auto"
     checkpointing: bool = False
     val_every: int = 100
     val_budgets: list[int] = field(default_factory=lambda: [64, 32])

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -52,6 +53,7 @@ def train(chosen: TrainSettings) -> None:
     check_writable(output / "table.json")
     seed_everything(chosen.seed, verbose=False)
     backbone = load(chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision)
+    chosen = replace(chosen, precision=precision_of(chosen, backbone))
     total = backbone.identity.tokens
     if total and max(chosen.val_budgets) > total:
         raise UserError(
@@ -133,6 +135,15 @@ def check(chosen: TrainSettings) -> None:
     for name in chosen.yardsticks:
         if find(name).trained:
             raise UserError(f"yardstick {name} needs training; name training-free reducers")
+
+
+def precision_of(chosen: TrainSettings, backbone: Backbone) -> str:
+    """Lightning's name of the precision; ``auto`` is bf16-mixed on a CPU that computes in bfloat16, else 32-true."""
+    if chosen.precision != "auto":
+        return chosen.precision
+    # The check has no public name, and older releases of torch lack it: bool() is False.
+    native = backbone.model.device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return "bf16-mixed" if native else "32-true"
 
 
 def fresh_reducer(chosen: TrainSettings, backbone: Backbone) -> Reducer:

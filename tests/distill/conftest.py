@@ -50,7 +50,7 @@ def make_settings(folder: Path, **changes: Any) -> TrainSettings:
     base: dict[str, Any] = {
         "output": str(folder), "data": DataSettings(cache=None), "loss": LossSettings(), "budgets": [4, 12],
         "val_budgets": [6], "steps": 10, "guide_steps": 4, "pictures": 2, "turns": 2, "warmup": 2, "val_every": 5,
-        "save_every": 3, "accelerator": "cpu", "learning_rate": 1e-2,
+        "save_every": 3, "accelerator": "cpu", "learning_rate": 1e-2, "precision": "32-true",
     }  # fmt: skip
     return TrainSettings(**{**base, **changes})
 
