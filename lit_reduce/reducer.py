@@ -116,6 +116,16 @@ class Reducer(nn.Module):
         """
         return {}
 
+    def own_loss(self, name: str, rows: Tensor, count: int) -> Tensor:  # noqa: ARG002  (methods tell them apart)
+        """A further loss of a training step, weighted, of what its reductions said under one name (`Reduction.losses`).
+
+        Args:
+            name: The name.
+            rows: ``[R]``, of all images at all stages: a batch is reduced in as many calls as it has shapes.
+            count: Images in the batch.
+        """
+        return rows.sum() / count
+
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """The method itself, for ``1 <= keep < N`` and with every declared signal present."""
         raise NotImplementedError(f"{type(self).__name__} must define reduce")

@@ -91,7 +91,7 @@ class Reduction:
             the layer by ``w h``; None leaves both as they are.
         gate: ``[B, K]`` in [0, 1], between decoder layers in training: by how much later layers attend to each, with
             the gates of earlier stages multiplied in by the runtime. None where all are open.
-        losses: The method's own terms, weighted: the mean over these B images. Training adds them up.
+        losses: The method's own terms by name, ``[B]`` each; `Reducer.own_loss` makes a loss of those of a whole batch.
     """
 
     anchors: Tensor

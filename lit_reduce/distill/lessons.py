@@ -47,7 +47,12 @@ class Lesson:
 
     def penalty(self) -> dict[str, Tensor]:
         """Further losses beside the answers, each with its weight in it; asked for after the answers."""
-        return own_losses([reduction for _, _, reduction in self.calls], len(self.batch.ids))
+        said: dict[str, list[Tensor]] = {}
+        for _, _, reduction in self.calls:
+            for name, rows in reduction.losses.items():
+                said.setdefault(name, []).append(rows)
+        count = len(self.batch.ids)
+        return {name: self.reducer.own_loss(name, torch.cat(rows), count) for name, rows in said.items()}
 
 
 @contextmanager
@@ -64,15 +69,6 @@ def listening(reducer: Any) -> Iterator[list[Call]]:
         yield calls
     finally:
         listener.remove()
-
-
-def own_losses(made: list[Reduction], count: int) -> dict[str, Tensor]:
-    """`Reduction.losses` of a step by name: the sum over stages of the mean over all ``count`` images."""
-    found: dict[str, Tensor] = {}
-    for reduction in made:
-        for name, loss in reduction.losses.items():
-            found[name] = found.get(name, torch.zeros(())) + loss * (len(reduction.anchors) / count)
-    return found
 
 
 class TokenLesson(Lesson):

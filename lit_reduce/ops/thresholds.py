@@ -1,7 +1,5 @@
 """Thresholds instead of ranks: how many tokens stay follows from the scores, and thresholds can be learned."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -38,20 +36,19 @@ def pyramid(place: Tensor, grid: tuple[int, int, int], strides: tuple[int, ...] 
     return score
 
 
-def profile(scores: Tensor, weight: Tensor, bins: int = 8) -> Tensor:
-    """How scores are spread, ``[B, bins]``: the weighted share of tokens above 1/2, 1/4, 1/8 ..., with soft edges.
+def breadth(scores: Tensor, weight: Tensor) -> Tensor:
+    """On how many tokens scores rest, ``[B]`` in (0, 1]: the exponential of their entropy in parts of all tokens.
 
-    It does not depend on how many tokens there are, and a token of weight 0 is as good as gone. Our reading of the
-    pooling in ATP-LLaVA (arXiv 2412.00447, eq 6).
+    1 where all score alike, 1 / N where one alone scores. Our reading of the pooling in ATP-LLaVA (arXiv 2412.00447,
+    eq 6).
 
     Args:
-        scores: ``[B, N]`` in [0, 1].
-        weight: ``[B, N]``, not negative.
-        bins: How many shares.
+        scores: ``[B, N]``, not negative.
+        weight: ``[B, N]``, not negative; what weighs 0 is gone.
     """
-    edges = -math.log(2) * torch.arange(1, bins + 1, device=scores.device)
-    above = torch.sigmoid(4 * (scores.clamp_min(NONE).log()[..., None] - edges))
-    share: Tensor = (above * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(NONE)
+    held = scores * weight
+    part = held / held.sum(1, keepdim=True).clamp_min(1e-30)
+    share: Tensor = (-(part * part.clamp_min(1e-30).log()).sum(1)).exp() / weight.sum(1).clamp_min(NONE)
     return share
 
 

@@ -11,11 +11,11 @@ from lit_reduce.errors import UserError
 from lit_reduce.ops.budgets import falling_average
 from lit_reduce.ops.gates import anneal
 from lit_reduce.ops.similarity import normal
-from lit_reduce.ops.thresholds import NONE, affordable, best, mass_above, peaked, profile, pyramid
+from lit_reduce.ops.thresholds import NONE, affordable, best, breadth, mass_above, peaked, pyramid
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Course, Reduction, VisualTokens
 
-BINS, EDGE = 8, 1e-3
+EDGE = 1e-3
 SHUT = 1e-3  # tokens that are attended to less than that need not be carried along in training
 
 
@@ -39,6 +39,9 @@ class ATPConfig(ReducerConfig):
     adaptive: bool = field(
         default=True, metadata={"help": "whether thresholds decide, and keep is met on average only"}
     )
+    lean: float = field(
+        default=1.0, metadata={"help": "how much more stays at the first site where words look at more; 0: no more"}
+    )
     target: float = field(default=2.0, metadata={"help": "weight of the gap between mean count and budget"})
     deep: float = field(default=0.0, metadata={"help": "weight of the tokens left at each site, the later the more"})
     softness: list[float] = field(
@@ -51,17 +54,20 @@ class ATP(Reducer):
     """A token stays if it is important (redundancy test) or lies on a sparse grid (spatial test); heads set both bars.
 
     Scores: attention that a token receives from tokens of the image, and from the prompt, each as part of its maximum,
-    and their mean ``S``; the spatial score of `pyramid`. A head reads the `profile` of both and sets two thresholds,
-    eq 6 to 8. In training later layers attend to a token by ``M = max(M_r, M_s)``, eq 9 to 11, and stages multiply;
-    only tokens as good as shut are left out. Inference keeps what is above either threshold, at its original position.
-    Further losses: the mean count against the budget, and a price for what is left late, eq 12 to 14, in parts of N.
+    and their mean ``S``; the spatial score of `pyramid`. Two thresholds, eq 6 to 8, come of a head and of how many
+    tokens the question looks at (`breadth`). In training later layers attend to a token by ``M = max(M_r, M_s)``,
+    eq 9 to 11, and stages multiply; only tokens as good as shut are left out. Inference keeps what is above either
+    threshold, at its original position. Further losses: the mean count against the budget, and a price for what is left
+    late, eq 12 to 14, in parts of N.
 
     No official code was found: the equations are those that others rebuilt. Our reading: the maximum as the unit,
-    several rates, the profile; that both tests compare logarithms, ``M = sigmoid((log S - log theta) / softness)``,
-    which decides the same and suits scores with a long tail; and that a head says which part of the tokens is to be
-    above the first threshold, so that it starts from what the budget asks and one plug-in serves many budgets. Ours
-    alone: `residual`, from which ``S`` gets a factor, since behind a frozen model thresholds cannot change the order
-    of tokens, and sites before layer 0, whose attention is read ahead.
+    several rates; that both tests compare logarithms, ``M = sigmoid((log S - log theta) / softness)``, which decides
+    the same and suits scores with a long tail; that a head says which part of the tokens is to be above the first
+    threshold, so that it starts from what the budget asks and one plug-in serves many budgets; and that its only
+    knowledge of the image is `breadth`, times a fixed ``lean``. Heads that read the scores themselves learned to make
+    all counts alike, since eq 13 pulls at whatever lifts the mean of a batch. Ours alone: `residual`, from which ``S``
+    gets a factor, since behind a frozen model thresholds cannot change the order of tokens, and sites before layer 0,
+    whose attention is read ahead.
 
     ``keep`` is the mean over all layers. With ``adaptive`` it is met on average over images; without, by every image:
     thresholds still say how the layers share it, as far as it can be spent without a rise. Outside a language model's
@@ -99,7 +105,7 @@ class ATP(Reducer):
         """Soft masks while training, else the tokens above their thresholds."""
         course, count = tokens.course, tokens.count
         if course is None:
-            margin = self.margin(tokens, 0, keep / count, keep / count, keep / count)
+            margin = self.margin(tokens, 0, keep / count, keep / count)
             anchors, valid = best(margin, torch.full((len(margin),), keep, device=margin.device))
             return Reduction(anchors, valid=valid, scores=margin)
         stages = self.stages(course.depth, course.tokens, course.keep)
@@ -107,8 +113,7 @@ class ATP(Reducer):
         site = layers.index(tokens.layer)
         here, later = layers[site + 1] - tokens.layer, course.depth - layers[site + 1]
         left = (course.keep * course.depth - course.spent).detach()
-        known = course.keep / course.tokens, left / (here + later) / course.tokens
-        margin = self.margin(tokens, site, meant[site + 1] / meant[site], *known)
+        margin = self.margin(tokens, site, meant[site + 1] / meant[site], course.keep / course.tokens)
         if course.progress is not None:
             return self.soft(tokens, course, margin, later == 0)
         wanted = (margin > 0).sum(1)
@@ -116,7 +121,11 @@ class ATP(Reducer):
         anchors, valid = best(margin, counts.clamp(1, count))
         return Reduction(anchors, valid=valid, scores=margin)
 
-    def margin(self, tokens: VisualTokens, site: int, part: float, share: float, left: Tensor | float) -> Tensor:
+    def own_loss(self, name: str, rows: Tensor, count: int) -> Tensor:
+        """``target``, eq 13: by how much the mean count of the whole batch misses the budget."""
+        return self.config.target * rows.mean().abs() if name == "target" else super().own_loss(name, rows, count)
+
+    def margin(self, tokens: VisualTokens, site: int, part: float, share: float) -> Tensor:
         """By how much the better test is passed, ``[B, N]`` in logarithms; above 0 stays.
 
         Args:
@@ -124,17 +133,13 @@ class ATP(Reducer):
             site: Which of the sites.
             part: Of the tokens that are there, how many are meant to stay.
             share: The budget in parts of N.
-            left: What is left of it for each layer from here on, ``[B]`` or the same for all, in parts of N.
         """
         gate, like = tokens.signal("gate"), tokens.features
         cross = tokens.signal("last") if self.config.cross == "last" else _received(tokens)
         own, cross = peaked(tokens.signal("image_rows").sum(1)), peaked(cross)
-        known = [
-            torch.as_tensor(x, device=like.device, dtype=own.dtype).expand(len(own)).clamp_min(NONE).log()
-            for x in (share, left, gate.sum(1) / math.prod(tokens.grid))
-        ]
-        read = torch.cat([profile(own, gate, BINS), profile(cross, gate, BINS), torch.stack(known, 1)], 1)
-        more, bar = self.heads[site](read.to(like.dtype)).unbind(1)
+        more, bar = self.heads[site](like.new_full((len(own), 1), math.log(share))).unbind(1)
+        if site == 0:
+            more = more + self.config.lean * (2 * breadth(cross, gate)).log()  # 0 where they look at half of the tokens
         red = ((own + cross) / 2).clamp_min(NONE).log()
         if self.config.residual:
             red = red + normal(like) @ self.factors[site]
@@ -150,10 +155,10 @@ class ATP(Reducer):
         mask = torch.sigmoid(margin / anneal(first, last, course.progress))
         through = tokens.signal("gate") * mask
         now = through.sum(1)
-        losses = {"deep": self.config.deep * tokens.layer / course.depth * (now / course.tokens).mean()}
+        losses = {"deep": self.config.deep * tokens.layer / course.depth * now / course.tokens}
         if deepest:
-            mean = (course.spent + now * (course.depth - tokens.layer)).mean() / course.depth
-            losses["target"] = self.config.target * (mean - course.keep).abs() / course.tokens
+            mean = (course.spent + now * (course.depth - tokens.layer)) / course.depth
+            losses["target"] = (mean - course.keep) / course.tokens
         anchors, valid = best(through.detach(), (through > SHUT).sum(1).clamp(min=1))
         return Reduction(anchors, valid=valid, scores=margin, gate=mask.gather(1, anchors), losses=losses)
 
@@ -165,19 +170,19 @@ def _received(tokens: VisualTokens) -> Tensor:
 
 
 class Head(nn.Module):
-    """From what is known of scores and budget: how many more tokens than meant, and the spatial bar, as log-odds.
+    """From the budget: how many more tokens than meant, and the spatial bar, as log-odds.
 
     It starts with as many as meant, and a bar above every grid.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.inner, self.outer = nn.Linear(2 * BINS + 3, width), nn.Linear(width, 2)
+        self.inner, self.outer = nn.Linear(1, width), nn.Linear(width, 2)
         nn.init.zeros_(self.outer.weight)
         with torch.no_grad():
             self.outer.bias.copy_(torch.tensor([0.0, 3.0]))
 
     def forward(self, read: Tensor) -> Tensor:
-        """``[B, 2]`` of what was read ``[B, 2 * BINS + 3]``."""
+        """``[B, 2]`` of what was read ``[B, 1]``."""
         bars: Tensor = self.outer(F.gelu(self.inner(read)))
         return bars

@@ -1,14 +1,13 @@
-"""Thresholds: spatial scores by loop, profiles that ignore what is gone, counts that spend a budget exactly."""
+"""Thresholds: spatial scores by loop, breadth that ignores what is gone, counts that spend a budget exactly."""
 
 import itertools
-import math
 
 import pytest
 import torch
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.budgets import falling_average, layer_average
-from lit_reduce.ops.thresholds import affordable, best, mass_above, peaked, profile, pyramid
+from lit_reduce.ops.thresholds import affordable, best, breadth, mass_above, peaked, pyramid
 
 
 @pytest.mark.parametrize("grid", [(1, 24, 24), (2, 5, 7)])
@@ -34,17 +33,12 @@ def test_the_places_of_survivors_decide_not_their_order():
     assert torch.equal(pyramid(left, (1, 6, 6)), whole[:, left[0]])
 
 
-def test_a_profile_is_a_weighted_share_and_tokens_of_weight_0_are_gone():
-    torch.manual_seed(0)
-    scores, weight = torch.rand(2, 9, dtype=torch.float64) ** 3, torch.rand(2, 9, dtype=torch.float64)
-    weight[0, 4:] = 0
-    got = profile(scores, weight, 5)
-    for b in range(2):
-        for k in range(5):
-            above = [1 / (1 + math.exp(-4 * (math.log(s) + (k + 1) * math.log(2)))) for s in scores[b].tolist()]
-            expected = sum(a * w for a, w in zip(above, weight[b].tolist(), strict=True)) / float(weight[b].sum())
-            assert float(got[b, k]) == pytest.approx(expected, rel=1e-6)
-    torch.testing.assert_close(profile(scores[:1, :4], weight[:1, :4], 5), got[:1])
+def test_scores_rest_on_as_many_tokens_as_share_them():
+    even = torch.tensor([[0.2, 0.2, 0.2, 0.0], [0.7, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1]])
+    assert breadth(even, torch.ones(3, 4)).tolist() == pytest.approx([0.75, 0.25, 1.0])
+    gone = breadth(even, torch.tensor([[1.0, 1.0, 0.0, 1.0]]).expand(3, -1))
+    assert gone.tolist() == pytest.approx([2 / 3, 1 / 3, 1.0])
+    assert breadth(torch.zeros(1, 4), torch.ones(1, 4)).isfinite().all()
 
 
 def test_so_much_mass_lies_above_a_threshold():

@@ -41,7 +41,7 @@ class Gating(Reducer):
         mask = torch.sigmoid(self.sharp * (score - bar))
         if tokens.course.progress is not None:
             every = torch.arange(tokens.count).expand(len(x), -1)
-            return Reduction(every, gate=mask, losses={"open": (gate * mask).sum(1).mean()})
+            return Reduction(every, gate=mask, losses={"open": (gate * mask).sum(1)})
         stay = mask > 0.5
         order = torch.argsort((~stay).int(), dim=1, stable=True)[:, : int(stay.sum(1).max())]
         return Reduction(order, valid=stay.gather(1, order))
