@@ -137,7 +137,7 @@ class ATP(Reducer):
         gate, like = tokens.signal("gate"), tokens.features
         cross = tokens.signal("last") if self.config.cross == "last" else _received(tokens)
         own, cross = peaked(tokens.signal("image_rows").sum(1)), peaked(cross)
-        more, bar = self.heads[site](like.new_full((len(own), 1), math.log(share))).unbind(1)
+        more, bar = self.heads[site](like.new_tensor([[math.log(share)]])).unbind(1)  # the same for every image
         if site == 0:
             more = more + self.config.lean * (2 * breadth(cross, gate)).log()  # 0 where they look at half of the tokens
         red = ((own + cross) / 2).clamp_min(NONE).log()
@@ -183,6 +183,6 @@ class Head(nn.Module):
             self.outer.bias.copy_(torch.tensor([0.0, 3.0]))
 
     def forward(self, read: Tensor) -> Tensor:
-        """``[B, 2]`` of what was read ``[B, 1]``."""
+        """``[1, 2]`` of the logarithm of the budget ``[1, 1]``, in parts of N."""
         bars: Tensor = self.outer(F.gelu(self.inner(read)))
         return bars

@@ -54,9 +54,8 @@ def margins_by_loop(reducer: Any, tokens: Any, image: int, site: int, part: floa
     gate = double["gate"].tolist()
 
     def spread(scores: list[float]) -> float:
-        parts = [
-            s * g / sum(a * b for a, b in zip(scores, gate, strict=True)) for s, g in zip(scores, gate, strict=True)
-        ]
+        held = [s * g for s, g in zip(scores, gate, strict=True)]
+        parts = [x / sum(held) for x in held]
         wide = math.prod(part**-part for part in parts)  # the exponential of the entropy is a product of powers
         return math.log(2 * wide / sum(gate))
 
