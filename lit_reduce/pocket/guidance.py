@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, LlavaForConditionalGeneration
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from lit_reduce.pocket.attention import attending, logits_of
 from lit_reduce.pocket.loop import Losses
 from lit_reduce.pocket.questions import Question
 from lit_reduce.pocket.symbols import MOST, Symbols
@@ -82,18 +82,19 @@ class Watched:
 
 
 def watched_attention(
-    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float = 1.0, **kwargs: Any
+    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float = 1.0, **_: Any
 ) -> tuple[Tensor, None]:
-    """The fused attention, which also reports where the first three heads of the guided layers look."""
-    if Watched.rows is not None and module.layer_idx in (NAMING, *ANSWERING) and mask is not None:
-        logits = (q[:, :3, Watched.first :] * scaling) @ k[:, :3].transpose(-1, -2)
-        logp = (logits.float() + mask[:, :, Watched.first :]).log_softmax(-1)
-        Watched.rows[module.layer_idx] = logp, (logp.exp().to(v.dtype) @ v[:, :3]).float()
-    out, _ = sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **kwargs)
-    return out, None
+    """The plain attention, which also reports where the first three heads of the guided layers look."""
+    logits = logits_of(q, k, mask, scaling)
+    out = logits.softmax(-1).to(v.dtype) @ v
+    if Watched.rows is not None and module.layer_idx in (NAMING, *ANSWERING):
+        few = slice(None), slice(3), slice(Watched.first, None)
+        Watched.rows[module.layer_idx] = logits[few].log_softmax(-1), out[few].float()
+    return out.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register("pocket_watched", watched_attention)
+WATCHED = "pocket_watched"
+AttentionInterface.register(WATCHED, watched_attention)
 
 
 def misses(logp: Tensor, goal: Tensor) -> Tensor:
@@ -131,14 +132,14 @@ def guided_answers(
     Returns:
         "loss", its parts, and "right", the share of right answer tokens.
     """
-    config = model.config.text_config
-    before, config._attn_implementation, Watched.rows = config._attn_implementation, "pocket_watched", {}
     Watched.first = p = where.shape[1] + 1
+    rows: dict[int, tuple[Tensor, Tensor]] = {}
+    Watched.rows = rows
     try:
-        logits, targets = answer_logits(model, visual, where, valid, batch)
-        rows = Watched.rows
+        with attending(model.config.text_config, WATCHED):
+            logits, targets = answer_logits(model, visual, where, valid, batch)
     finally:
-        config._attn_implementation, Watched.rows = before, None
+        Watched.rows = None
     answers = (batch["targets"] >= 0)[..., None]
     text = torch.arange(batch["ids"].shape[1], device=where.device)
     ends = (batch["compared"][..., None] == text) & answers[..., None]  # [B, T, 2, T]

@@ -57,7 +57,6 @@ def fit(
     weight_decay: float = 0.02,
     every_seconds: float = 90,
     workers: int = 1,
-    horizon: int | None = None,
     log_every: int = 25,
     on_log: Callable[[int], dict[str, float]] | None = None,
 ) -> None:
@@ -76,7 +75,6 @@ def fit(
         weight_decay: Of matrices; vectors have none.
         every_seconds: Seconds between checkpoints.
         workers: Processes that make batches.
-        horizon: Steps over which the rate goes down, `steps` when None.
         log_every: Steps between log lines.
         on_log: step -> further figures, called every 20th log line.
     """
@@ -98,7 +96,7 @@ def fit(
     with (folder / f"{name}.log").open("a") as log:
         for step, batch in zip(range(first, steps), batches(make, first, steps, workers), strict=True):
             for group in (g for optimizer in optimizers for g in optimizer.param_groups):
-                group["lr"] = group["peak"] * schedule(step, horizon or steps, warmup)
+                group["lr"] = group["peak"] * schedule(step, steps, warmup)
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 losses = loss_of(batch, step)
             for param in params:

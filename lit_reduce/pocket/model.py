@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from lit_reduce.pocket.attention import attending
 from lit_reduce.pocket.words import vocabulary
 from lit_reduce.pocket.world import GRID, PATCH, SIZE
 
@@ -131,7 +132,8 @@ def tower_forward(model: LlavaForConditionalGeneration, patches: Tensor, positio
     seen = seen + stem.position_embedding.weight[positions + 1]
     first = (stem.class_embedding + stem.position_embedding.weight[0]).expand(len(patches), 1, -1)
     hidden = tower.pre_layrnorm(torch.cat([first, seen], 1))
-    last: Tensor = tower.encoder(inputs_embeds=hidden).last_hidden_state
+    with attending(model.config.vision_config):
+        last: Tensor = tower.encoder(inputs_embeds=hidden).last_hidden_state
     return last
 
 

@@ -44,11 +44,9 @@ class RecipeSettings:
     start: str | None = None
     device: str = "auto"
     workers: int = 1
-    windows_steps: int = 7500
-    windows_horizon: int = 7500
+    windows_steps: int = 6000
     windows_rate: float = 2e-3
     language_steps: int = 2050
-    language_horizon: int = 2500
     language_rate: float = 1e-3
     pictures_steps: int = 300
     pictures_rate: float = 1e-3
@@ -101,11 +99,10 @@ def make(chosen: RecipeSettings) -> None:
         if chosen.start is None:
             whiten(model)
         go("windows", sees, window_batch, window_loss(model, heads, device), steps=chosen.windows_steps,
-           lr=chosen.windows_rate, horizon=chosen.windows_horizon, on_log=watch)  # fmt: skip
+           lr=chosen.windows_rate, on_log=watch)  # fmt: skip
     if "language" in chosen.stages:
         go("language", speaks, partial(lesson, eased=chosen.start is None), symbolic_loss(model, symbols, device),
-           steps=chosen.language_steps, lr=chosen.language_rate, horizon=chosen.language_horizon,
-           warmup=50)  # fmt: skip
+           steps=chosen.language_steps, lr=chosen.language_rate, warmup=50)  # fmt: skip
     if "pictures" in chosen.stages:
         go_on("windows", sees)
         go("pictures", sees, partial(picture_batch, scenes=8), picture_loss(model, heads, device),
