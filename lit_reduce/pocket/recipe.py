@@ -53,8 +53,8 @@ class RecipeSettings:
     translate_steps: int = 8000
     translate_rate: float = 3e-3
     translate_pictures: int = 2400
-    connect_steps: int = 1450
-    whole_from: int = 1080
+    connect_steps: int = 1800
+    whole_from: int = 950
     connect_rate: float = 7e-4
 
 
