@@ -1,6 +1,6 @@
 """A frozen vision-language model with its processor: pictures and prompts in, model inputs and answers out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Backbone:
         ids: list[int] = tokenizer(text.rpartition(token)[2], add_special_tokens=False).input_ids
         return ids
 
-    def decode(self, sequences: Tensor, inputs: dict[str, Any]) -> list[str]:
+    def decode(self, sequences: Tensor, inputs: Mapping[str, Any]) -> list[str]:
         """The answers in ``sequences`` ``[B, L]``: the tokens after the prompt of ``inputs``, as stripped text."""
         new = sequences[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_reduce.backbones import Backbone
 from lit_reduce.plugin import PluginConfig, check_backbone, open_reducer
 from lit_reduce.reducer import Reducer
-from lit_reduce.runtime import attach, compact, encode
+from lit_reduce.runtime import attach
 from lit_reduce.runtime.attach import INSIDE
 from lit_reduce.runtime.compact import Logical
 from lit_reduce.runtime.encode import Encoded, placeholders
@@ -94,18 +94,14 @@ def generate(
     Returns:
         One answer a prompt, and what was kept (None when the plan keeps all).
     """
-    short, logical = dict(inputs), None
-    if plan.reducer is not None and (plan.reducer.site != "projector" or plan.reducer.kind == "recall"):
-        with attach(backbone.model, plan.reducer, plan.keep, plan.positions) as attachment:
-            if encoded is not None and plan.shares_encoding:
-                attachment.share(encoded)
-            whole: Tensor = backbone.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-            return backbone.decode(whole, short), attachment.logical
-    if plan.reducer is not None:
-        encoded = encoded or encode(backbone.model, inputs, plan.reducer.signals, backbone.family)
-        short, logical = compact(backbone.model, inputs, encoded, plan.reducer, plan.keep, plan.positions)
-    sequences: Tensor = backbone.model.generate(**short, do_sample=False, max_new_tokens=max_new_tokens)
-    return backbone.decode(sequences, short), logical
+    if plan.reducer is None:
+        sequences: Tensor = backbone.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        return backbone.decode(sequences, inputs), None
+    with attach(backbone.model, plan.reducer, plan.keep, plan.positions) as attachment:
+        if encoded is not None and plan.shares_encoding:
+            attachment.share(encoded)
+        sequences = backbone.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        return backbone.decode(sequences, inputs), attachment.logical
 
 
 def visual_counts(backbone: Backbone, inputs: Mapping[str, Any]) -> list[int]:
