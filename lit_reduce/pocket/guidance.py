@@ -17,7 +17,7 @@ from transformers import AttentionInterface, LlavaForConditionalGeneration
 
 from lit_reduce.pocket.attention import attending, logits_of
 from lit_reduce.pocket.loop import Losses
-from lit_reduce.pocket.questions import Question
+from lit_reduce.pocket.questions import Question, gap_of
 from lit_reduce.pocket.symbols import MOST, Symbols
 from lit_reduce.pocket.turns import answer_logits
 from lit_reduce.pocket.world import SIZE, Thing
@@ -43,12 +43,14 @@ def sights_of(
         spot [T, 2]: column and row of that centre, from -1 to 1.
         tally [T]: for the tokens of an answer to "how many", the number; -1 for others.
         compared [T, 2]: for the tokens of an answer about two things, where their names end in T; -1 for others.
+        gap [T]: for these, how far the first lies on the side asked for, from -2 to 2.
     """
     turn, place = packed["turn"], packed["place"]
     look = np.zeros((turn.max() + 2, 1 + owner.shape[1]), bool)  # the last row, of padding (turn -1), stays empty
     named = np.zeros((len(turn), owner.shape[1]), bool)
     spot = np.zeros((len(turn), 2), np.float32)
     tally, compared = np.full(len(turn), -1), np.full((len(turn), 2), -1)
+    gap = np.zeros(len(turn), np.float32)
     for j, question in enumerate(asked):
         about = [things.index(t) for t in question.about]
         counted = question.prompt.startswith("how many")
@@ -64,7 +66,8 @@ def sights_of(
             ends += list(token.nonzero()[0])
         if question.family == "relation" and len(ends) == 2:
             compared[turn == j] = ends
-    return {"look": look[turn], "named": named, "spot": spot, "tally": tally, "compared": compared}
+            gap[turn == j] = 2 * gap_of(question) / SIZE
+    return {"look": look[turn], "named": named, "spot": spot, "tally": tally, "compared": compared, "gap": gap}
 
 
 def named_things(question: Question) -> list[tuple[int, Thing]]:

@@ -145,12 +145,23 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
         i, j = rng.choice(len(pairs), 2, replace=False)
         a, b = pairs[i], pairs[j]
         side = str(rng.choice(SIDES))
-        gap = {"left": b.x - a.x, "right": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}[side]
+        gap = gap_towards(side, a, b)
         if abs(gap) >= CLEAR:
             where = f"{side} of" if side in ("left", "right") else side
             answer = "yes" if gap > 0 else "no"
             return Question("relation", f"is the {a.color} {a.shape} {where} the {b.color} {b.shape} ?", answer, (a, b))
     return None
+
+
+def gap_towards(side: str, a: Thing, b: Thing) -> float:
+    """Returns by how many pixels ``a`` lies on that side of ``b``."""
+    return {"left": b.x - a.x, "right": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}[side]
+
+
+def gap_of(question: Question) -> float:
+    """Returns the gap, in pixels, that a question about a relation asks for."""
+    side = next(word for word in question.prompt.split() if word in SIDES)
+    return gap_towards(side, *question.about)
 
 
 def _chart(scene: Scene, rng: np.random.Generator) -> Question | None:

@@ -4,8 +4,10 @@
 2. ``language``: the decoder learns to answer, on symbolic scenes of growing size. Independent of 1.
 3. ``pictures``: the tower moves on to whole pictures.
 4. ``translate``: the projector learns to say in the decoder's words what the tower sees.
-5. ``connect``: everything learns to answer together, easy-VQA included; at the end with all 576 tokens in view.
-6. ``export``: plain Hugging Face files.
+5. ``connect``: everything learns to answer together, easy-VQA included; from the middle on with all 576 tokens in view.
+6. ``compare``: the decoder learns to compare places, on symbolic scenes again.
+7. ``polish``: everything together on all 576 tokens and on new scenes, at a rate that starts anew.
+8. ``export``: plain Hugging Face files.
 """
 
 import ctypes
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from lit_reduce.console import run
 from lit_reduce.errors import UserError
+from lit_reduce.pocket.comparing import Distances, comparing_loss
 from lit_reduce.pocket.connect import connect_loss, picture_loss, question_batch
 from lit_reduce.pocket.export import export, start_from
 from lit_reduce.pocket.language import symbolic_batch, symbolic_loss
@@ -31,7 +34,7 @@ from lit_reduce.pocket.tower import Heads, picture_batch, validate, whiten, wind
 from lit_reduce.pocket.translate import fold, token_batch, translation_loss, wear
 from lit_reduce.settings import configs_dir, resolve
 
-STAGES = ("windows", "language", "pictures", "translate", "connect", "export")
+STAGES = ("windows", "language", "pictures", "translate", "connect", "compare", "polish", "export")
 
 
 @dataclass
@@ -56,6 +59,10 @@ class RecipeSettings:
     connect_steps: int = 1800
     whole_from: int = 950
     connect_rate: float = 7e-4
+    compare_steps: int = 300
+    compare_rate: float = 1e-3
+    polish_steps: int = 1000
+    polish_rate: float = 4e-4
 
 
 def lesson(step: int, eased: bool) -> dict[str, Tensor]:
@@ -121,8 +128,20 @@ def make(chosen: RecipeSettings) -> None:
         go("connect", sees | speaks | says, partial(lecture, whole_from=chosen.whole_from),
            connect_loss(model, heads, symbols, device, easy=2), steps=chosen.connect_steps,
            lr=chosen.connect_rate)  # fmt: skip
+    if "compare" in chosen.stages:
+        go_on("connect", speaks)
+        distances = Distances(model.config.text_config.hidden_size).to(device)
+        go("compare", speaks | {"distances": distances}, partial(revision, first=chosen.language_steps),
+           comparing_loss(model, symbols, distances, device), steps=chosen.compare_steps,
+           lr=chosen.compare_rate, warmup=20)  # fmt: skip
+    if "polish" in chosen.stages:
+        go_on("connect", sees | says)
+        go_on("compare", speaks)
+        go("polish", sees | speaks | says, partial(encore, first=chosen.connect_steps),
+           connect_loss(model, heads, symbols, device, easy=1), steps=chosen.polish_steps,
+           lr=chosen.polish_rate)  # fmt: skip
     if "export" in chosen.stages:
-        go_on("connect", sees | speaks | says)
+        go_on("polish", sees | speaks | says)
         fold(model)
         export(model, heads, symbols, folder / "pocket")
 
@@ -130,6 +149,16 @@ def make(chosen: RecipeSettings) -> None:
 def lecture(step: int, whole_from: int) -> dict[str, Tensor]:
     """The pictures of stage 5: parts of them until ``whole_from``, then all 576 tokens."""
     return question_batch(step, scenes=5, easy=2, **({"shown": None} if step >= whole_from else {}))
+
+
+def revision(step: int, first: int) -> dict[str, Tensor]:
+    """The symbolic scenes of stage 6, which come after those of the ``first`` steps of stage 2."""
+    return symbolic_batch(first + step, scenes=16, seen=64, turns=14)
+
+
+def encore(step: int, first: int) -> dict[str, Tensor]:
+    """The pictures of stage 7, scenes that come after those of the ``first`` steps of stage 5; easy-VQA needs fewer."""
+    return question_batch(first + step, scenes=6, easy=1, shown=None)
 
 
 def _watch(model: Any, heads: Heads, device: torch.device, _: int) -> dict[str, float]:
