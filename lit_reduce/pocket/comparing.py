@@ -7,7 +7,8 @@ the distances themselves, it has them within two hundred steps, and the answers 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,18 +41,28 @@ def compared_spots(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return about, spots[:, 0] - spots[:, 1]
 
 
+@contextmanager
+def outputs_of(model: LlavaForConditionalGeneration, indices: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
+    """Inside the block the outputs of these decoder layers are kept; behind it the model is as it was."""
+    states: dict[int, Tensor] = {}
+    layers = model.get_decoder().layers
+    hooks = [layers[i].register_forward_hook(lambda _, __, out, i=i: states.__setitem__(i, out)) for i in indices]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def comparing_loss(
     model: LlavaForConditionalGeneration, symbols: Symbols, distances: Distances, device: torch.device
 ) -> Callable[[Any, int], Losses]:
     """Returns the loss of a symbolic batch in which distances are asked for as well."""
-    states: dict[int, Tensor] = {}
-    layers = model.get_decoder().layers
-    for index in (APART, GAP):
-        layers[index].register_forward_hook(lambda _, __, out, index=index: states.__setitem__(index, out))
     answers = symbolic_loss(model, symbols, device)
 
     def loss_of(batch: dict[str, Tensor], step: int) -> Losses:
-        losses = answers(batch, step)
+        with outputs_of(model, (APART, GAP)) as states:
+            losses = answers(batch, step)
         batch = {k: v.to(device) for k, v in batch.items()}
         about, apart = compared_spots(batch)
         length, many = about.shape[1], max(1, len(apart))

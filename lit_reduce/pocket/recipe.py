@@ -153,7 +153,7 @@ def lecture(step: int, whole_from: int) -> dict[str, Tensor]:
 
 def revision(step: int, first: int) -> dict[str, Tensor]:
     """The symbolic scenes of stage 6, which come after those of the ``first`` steps of stage 2."""
-    return symbolic_batch(first + step, scenes=16, seen=64, turns=14)
+    return lesson(first + step, eased=False)
 
 
 def encore(step: int, first: int) -> dict[str, Tensor]:
