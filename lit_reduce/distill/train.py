@@ -32,6 +32,7 @@ from lit_reduce.evaluate.report import markdown, summary, write_report
 from lit_reduce.evaluate.suite import ALL_TOKENS, Results, evaluate
 from lit_reduce.files import check_writable
 from lit_reduce.plugin import FORMAT_VERSION, PluginConfig, create_for, save_plugin
+from lit_reduce.precision import fast_in_bfloat16
 from lit_reduce.reducer import Reducer, create, find
 from lit_reduce.runtime.rows import from_tower
 from lit_reduce.version import __version__
@@ -138,12 +139,11 @@ def check(chosen: TrainSettings) -> None:
 
 
 def precision_of(chosen: TrainSettings, backbone: Backbone) -> str:
-    """Lightning's name of the precision; ``auto`` is bf16-mixed on a CPU that computes in bfloat16, else 32-true."""
+    """Lightning's name of the precision; ``auto`` is bf16-mixed on a CPU that is faster in bfloat16, else 32-true."""
     if chosen.precision != "auto":
         return chosen.precision
-    # The check has no public name, and older releases of torch lack it: bool() is False.
-    native = backbone.model.device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    return "bf16-mixed" if native else "32-true"
+    device = backbone.model.device
+    return "bf16-mixed" if device.type == "cpu" and fast_in_bfloat16(device) else "32-true"
 
 
 def fresh_reducer(chosen: TrainSettings, backbone: Backbone) -> Reducer:

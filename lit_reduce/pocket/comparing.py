@@ -1,4 +1,4 @@
-"""Stage 6: the decoder learns to compare where two things are, on symbolic scenes.
+"""Comparing: the decoder is asked how far apart two things are, besides which answer follows.
 
 Whether one thing is left of another is a product of two facts, which side is asked about and how far apart they are,
 and neither says anything by itself: from the answers alone the decoder guesses for thousands of questions. Asked for
@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from lit_reduce.pocket.guidance import ANSWERING
-from lit_reduce.pocket.language import symbolic_loss
 from lit_reduce.pocket.loop import Losses
-from lit_reduce.pocket.symbols import Symbols
 
 APART, GAP = ANSWERING[-1], ANSWERING[-1] + 1  # behind these decoder layers the distances are read
 
@@ -54,16 +51,15 @@ def outputs_of(model: LlavaForConditionalGeneration, indices: tuple[int, ...]) -
             hook.remove()
 
 
-def comparing_loss(
-    model: LlavaForConditionalGeneration, symbols: Symbols, distances: Distances, device: torch.device
+def comparing(
+    model: LlavaForConditionalGeneration, distances: Distances, answers: Callable[[Any, int], Losses]
 ) -> Callable[[Any, int], Losses]:
-    """Returns the loss of a symbolic batch in which distances are asked for as well."""
-    answers = symbolic_loss(model, symbols, device)
+    """Returns ``answers``, the loss of a batch with packed turns at the end of its sequences, and of the distances."""
 
     def loss_of(batch: dict[str, Tensor], step: int) -> Losses:
         with outputs_of(model, (APART, GAP)) as states:
             losses = answers(batch, step)
-        batch = {k: v.to(device) for k, v in batch.items()}
+        batch = {k: v.to(losses["loss"].device) for k, v in batch.items()}
         about, apart = compared_spots(batch)
         length, many = about.shape[1], max(1, len(apart))
         far, gap = (distances.norm(states[i][:, -length:][about].float()) for i in (APART, GAP))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 
-from lit_reduce.pocket.attention import attending, logits_of
+from lit_reduce.pocket.attention import attend, attending, logits_of
 from lit_reduce.pocket.loop import Losses
 from lit_reduce.pocket.questions import Question, gap_of
 from lit_reduce.pocket.symbols import MOST, Symbols
@@ -87,12 +87,12 @@ class Watched:
 def watched_attention(
     module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float = 1.0, **_: Any
 ) -> tuple[Tensor, None]:
-    """The plain attention, which also reports where the first three heads of the guided layers look."""
-    logits = logits_of(q, k, mask, scaling)
-    out = logits.softmax(-1).to(v.dtype) @ v
+    """Attention, which also reports where the first three heads of the guided layers look."""
+    out = attend(q, k, v, mask, scaling)
     if Watched.rows is not None and module.layer_idx in (NAMING, *ANSWERING):
-        few = slice(None), slice(3), slice(Watched.first, None)
-        Watched.rows[module.layer_idx] = logits[few].log_softmax(-1), out[few].float()
+        heads, text = slice(3), slice(Watched.first, None)
+        logits = logits_of(q[:, heads, text], k[:, heads], mask[:, :, text], scaling)
+        Watched.rows[module.layer_idx] = logits.log_softmax(-1), out[:, heads, text].float()
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -1,13 +1,12 @@
 """Makes pocket from nothing: ``python -m lit_reduce.pocket.recipe``; killed, it goes on when started again.
 
 1. ``windows``: the tower learns what patches show, on 6 x 6-patch windows.
-2. ``language``: the decoder learns to answer, on symbolic scenes of growing size. Independent of 1.
+2. ``language``: the decoder learns to answer and to compare, on symbolic scenes of growing size. Independent of 1.
 3. ``pictures``: the tower moves on to whole pictures.
 4. ``translate``: the projector learns to say in the decoder's words what the tower sees.
-5. ``connect``: everything learns to answer together, easy-VQA included; from the middle on with all 576 tokens in view.
-6. ``compare``: the decoder learns to compare places, on symbolic scenes again.
-7. ``polish``: everything together on all 576 tokens and on new scenes, at a rate that starts anew.
-8. ``export``: plain Hugging Face files.
+5. ``connect``: everything learns to answer together, easy-VQA included; from ``whole_from`` on with all 576 tokens in
+   view.
+6. ``export``: plain Hugging Face files.
 """
 
 import ctypes
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from lit_reduce.console import run
 from lit_reduce.errors import UserError
-from lit_reduce.pocket.comparing import Distances, comparing_loss
+from lit_reduce.pocket.comparing import Distances, comparing
 from lit_reduce.pocket.connect import connect_loss, picture_loss, question_batch
 from lit_reduce.pocket.export import export, start_from
 from lit_reduce.pocket.language import symbolic_batch, symbolic_loss
@@ -34,7 +33,7 @@ from lit_reduce.pocket.tower import Heads, picture_batch, validate, whiten, wind
 from lit_reduce.pocket.translate import fold, token_batch, translation_loss, wear
 from lit_reduce.settings import configs_dir, resolve
 
-STAGES = ("windows", "language", "pictures", "translate", "connect", "compare", "polish", "export")
+STAGES = ("windows", "language", "pictures", "translate", "connect", "export")
 
 
 @dataclass
@@ -49,20 +48,16 @@ class RecipeSettings:
     workers: int = 1
     windows_steps: int = 6000
     windows_rate: float = 2e-3
-    language_steps: int = 2050
+    language_steps: int = 2000
     language_rate: float = 1e-3
     pictures_steps: int = 300
     pictures_rate: float = 1e-3
     translate_steps: int = 8000
     translate_rate: float = 3e-3
     translate_pictures: int = 2400
-    connect_steps: int = 1800
-    whole_from: int = 950
+    connect_steps: int = 2000
+    whole_from: int = 700
     connect_rate: float = 7e-4
-    compare_steps: int = 300
-    compare_rate: float = 1e-3
-    polish_steps: int = 1000
-    polish_rate: float = 4e-4
 
 
 def lesson(step: int, eased: bool) -> dict[str, Tensor]:
@@ -97,7 +92,8 @@ def make(chosen: RecipeSettings) -> None:
         start_from(Path(chosen.start), model, heads, symbols)
     tower, llm, projector = model.model.vision_tower, model.model.language_model, wear(model).to(device)
     sees = {"tower": tower, "heads": heads}
-    speaks = {"llm": llm, "symbols": symbols}
+    distances = Distances(model.config.text_config.hidden_size).to(device)
+    speaks = {"llm": llm, "symbols": symbols, "distances": distances}
     says: dict[str, nn.Module] = {"projector": projector}
     go: Callable[..., None] = partial(fit, folder=folder, device=device, workers=chosen.workers)
     watch = partial(_watch, model, heads, device)
@@ -108,8 +104,9 @@ def make(chosen: RecipeSettings) -> None:
         go("windows", sees, window_batch, window_loss(model, heads, device), steps=chosen.windows_steps,
            lr=chosen.windows_rate, on_log=watch)  # fmt: skip
     if "language" in chosen.stages:
-        go("language", speaks, partial(lesson, eased=chosen.start is None), symbolic_loss(model, symbols, device),
-           steps=chosen.language_steps, lr=chosen.language_rate, warmup=50)  # fmt: skip
+        go("language", speaks, partial(lesson, eased=chosen.start is None),
+           comparing(model, distances, symbolic_loss(model, symbols, device)), steps=chosen.language_steps,
+           lr=chosen.language_rate, warmup=50)  # fmt: skip
     if "pictures" in chosen.stages:
         go_on("windows", sees)
         go("pictures", sees, partial(picture_batch, scenes=8), picture_loss(model, heads, device),
@@ -126,39 +123,17 @@ def make(chosen: RecipeSettings) -> None:
         go_on("pictures", sees)
         go_on("translate", says)
         go("connect", sees | speaks | says, partial(lecture, whole_from=chosen.whole_from),
-           connect_loss(model, heads, symbols, device, easy=2), steps=chosen.connect_steps,
-           lr=chosen.connect_rate)  # fmt: skip
-    if "compare" in chosen.stages:
-        go_on("connect", speaks)
-        distances = Distances(model.config.text_config.hidden_size).to(device)
-        go("compare", speaks | {"distances": distances}, partial(revision, first=chosen.language_steps),
-           comparing_loss(model, symbols, distances, device), steps=chosen.compare_steps,
-           lr=chosen.compare_rate, warmup=20)  # fmt: skip
-    if "polish" in chosen.stages:
-        go_on("connect", sees | says)
-        go_on("compare", speaks)
-        go("polish", sees | speaks | says, partial(encore, first=chosen.connect_steps),
-           connect_loss(model, heads, symbols, device, easy=1), steps=chosen.polish_steps,
-           lr=chosen.polish_rate)  # fmt: skip
+           comparing(model, distances, connect_loss(model, heads, symbols, device, easy=1)),
+           steps=chosen.connect_steps, lr=chosen.connect_rate)  # fmt: skip
     if "export" in chosen.stages:
-        go_on("polish", sees | speaks | says)
+        go_on("connect", sees | speaks | says)
         fold(model)
         export(model, heads, symbols, folder / "pocket")
 
 
 def lecture(step: int, whole_from: int) -> dict[str, Tensor]:
     """The pictures of stage 5: parts of them until ``whole_from``, then all 576 tokens."""
-    return question_batch(step, scenes=5, easy=2, **({"shown": None} if step >= whole_from else {}))
-
-
-def revision(step: int, first: int) -> dict[str, Tensor]:
-    """The symbolic scenes of stage 6, which come after those of the ``first`` steps of stage 2."""
-    return lesson(first + step, eased=False)
-
-
-def encore(step: int, first: int) -> dict[str, Tensor]:
-    """The pictures of stage 7, scenes that come after those of the ``first`` steps of stage 5; easy-VQA needs fewer."""
-    return question_batch(first + step, scenes=6, easy=1, shown=None)
+    return question_batch(step, scenes=6, easy=1, **({"shown": None} if step >= whole_from else {}))
 
 
 def _watch(model: Any, heads: Heads, device: torch.device, _: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from lit_reduce.pocket.labels import SIZES, patch_labels
-from lit_reduce.pocket.loop import Losses
+from lit_reduce.pocket.loop import Losses, quick
 from lit_reduce.pocket.model import normalise, patches_of, tower_forward, vision_tower
 from lit_reduce.pocket.render import render
 from lit_reduce.pocket.words import COLORS, PRINTED, SHAPES
@@ -179,7 +179,7 @@ def validate(
     sums: dict[str, float] = {}
     for step in range(pictures // 16):
         batch = picture_batch(step, 16, "val")
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with quick(device):
             logits, _ = heads(picture_hidden(model, batch["pictures"].to(device)))
         for k, v in accuracies(logits, batch).items():
             sums[k] = sums.get(k, 0.0) + v / (pictures // 16)

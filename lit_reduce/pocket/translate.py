@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
-from lit_reduce.pocket.loop import Losses
+from lit_reduce.pocket.loop import Losses, quick
 from lit_reduce.pocket.symbols import Symbols
 from lit_reduce.pocket.tower import picture_batch, picture_hidden
 from lit_reduce.pocket.world import GRID
@@ -87,7 +87,7 @@ def features_of(
     seen, goals, groups = [], [], []
     for step in tqdm(range(pictures // scenes), desc="features", mininterval=5):
         batch = {k: v.to(device) for k, v in picture_batch(step, scenes).items()}
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with quick(device):
             seen.append(picture_hidden(model, batch["pictures"])[:, 1:].flatten(0, 1).float())
         where = torch.arange(GRID * GRID, device=device).expand(scenes, -1)
         goals.append(symbols(model.get_input_embeddings(), batch, where).flatten(0, 1))

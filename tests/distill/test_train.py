@@ -39,14 +39,12 @@ def chosen(tiny_folder: Path, tmp_path: Path) -> TrainSettings:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true"), (None, "32-true")])
+@pytest.mark.parametrize(("fast", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_the_precision_follows_the_processor_and_is_written_down(
-    chosen: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool | None, expected: str
+    chosen: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, expected: str
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
-    if native is not None:
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
+    monkeypatch.setattr("lit_reduce.distill.train.fast_in_bfloat16", lambda device: fast)
     monkeypatch.setattr("lit_reduce.distill.train.fit", lambda chosen, *_: seen.append(chosen.precision) or 1 / 0)
     for precision in ("auto", "64-true"):
         with pytest.raises(ZeroDivisionError):

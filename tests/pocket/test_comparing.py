@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lit_reduce.pocket.comparing import APART, GAP, Distances, compared_spots, comparing_loss
-from lit_reduce.pocket.language import symbolic_batch
+from lit_reduce.pocket.comparing import APART, GAP, Distances, compared_spots, comparing
+from lit_reduce.pocket.language import symbolic_batch, symbolic_loss
 from lit_reduce.pocket.model import build_model
 from lit_reduce.pocket.questions import gap_of, questions
 from lit_reduce.pocket.symbols import Symbols
@@ -46,7 +46,8 @@ def test_the_loss_is_of_states_behind_the_guided_layers_and_teaches_the_decoder(
     for index in (APART, GAP):
         layer = model.get_decoder().layers[index]
         layer.register_forward_hook(lambda _, __, out, index=index: states.__setitem__(index, out))
-    losses = comparing_loss(model, symbols, distances, torch.device("cpu"))(batch, 0)
+    answers = symbolic_loss(model, symbols, torch.device("cpu"))
+    losses = comparing(model, distances, answers)(batch, 0)
     about, apart = compared_spots(batch)
     wrong = gaps = 0.0
     for n, (b, t) in enumerate(about.nonzero().tolist()):
@@ -56,6 +57,8 @@ def test_the_loss_is_of_states_behind_the_guided_layers_and_teaches_the_decoder(
         gaps += float((distances.gap(gap)[0] - batch["gap"][b, t]).square().detach()) / len(apart)
     assert float(losses["apart"].detach()) == pytest.approx(wrong, rel=1e-3)
     assert float(losses["gap"].detach()) == pytest.approx(gaps, rel=1e-3)
+    alone = float(answers(batch, 0)["loss"].detach())
+    assert float(losses["loss"].detach()) == pytest.approx(alone + wrong + gaps, rel=1e-3)
     model.zero_grad()
     (losses["apart"] + losses["gap"]).backward()
     assert model.get_decoder().layers[GAP].mlp.down_proj.weight.grad.abs().sum() > 0
