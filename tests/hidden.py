@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_reduce.backbones.families import family_of
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime import encode
+from lit_reduce.runtime.cached import cache_in
 from lit_reduce.tokens import Budget, Course, Reduction, VisualTokens
 
 
@@ -127,7 +128,7 @@ class Hidden:
         return Budget.parse(self.keep).count(len(whole))
 
     def _before(self, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden, cache = args[0], kwargs["past_key_values"]
+        hidden, cache = args[0], cache_in(kwargs)
         # A second turn on the same cache is no prefill, however long it is.
         self.prefill = hidden.shape[1] >= self.length and (cache is None or self.seen(cache, layer) == 0)
         past = 0 if cache is None else self.seen(cache, layer)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_reduce.errors import UserError
+from lit_reduce.runtime.cached import cache_in, cache_of
 from lit_reduce.runtime.compact import Logical, positions_behind
 from lit_reduce.runtime.encode import encoder_keys, placeholders
 from lit_reduce.runtime.turns import History, cached_length, history_of, joined, plain_history, tail_of
@@ -30,7 +31,7 @@ def reduced_generate(
     plain = self.original("generate")
     if inputs is not None:
         kwargs["input_ids"] = inputs
-    cache = kwargs.get("past_key_values")
+    cache = cache_in(kwargs)
     if not _is_told(self, kwargs, cache) and _lets_pass(self, kwargs, cache):
         with self.plain_forward():
             return plain(None, generation_config, *args, **kwargs)
@@ -51,7 +52,7 @@ def reduced_generate(
     times = len(sequences) // len(ids)
     answer = sequences[:, short["input_ids"].shape[1] :]
     full = torch.cat([ids.to(sequences.device).repeat_interleave(times, 0), answer], 1)
-    cache = cache if isinstance(out, Tensor) else getattr(out, "past_key_values", cache)
+    cache = cache if isinstance(out, Tensor) else cache_of(out)
     if cache is not None:
         history.repeat(times).write(cache)
     if isinstance(out, Tensor):
@@ -64,7 +65,7 @@ def reduced_forward(self: "Attachment", *args: Any, **kwargs: Any) -> Any:
     """``forward`` of an attached model: for training, and for decoding loops written by hand."""
     plain = self.original("forward")
     kwargs |= dict(zip(inspect.signature(plain).parameters, args, strict=False))
-    cache = kwargs.get("past_key_values")
+    cache = cache_in(kwargs)
     if not _is_told(self, kwargs, cache) and _lets_pass(self, kwargs, cache):
         return plain(**kwargs)
     ids, mask, history = kwargs["input_ids"], kwargs.get("attention_mask"), history_of(cache)
@@ -82,8 +83,8 @@ def reduced_forward(self: "Attachment", *args: Any, **kwargs: Any) -> Any:
     if not few:
         logits = _restored(out.logits, logical)
         out.logits = logits[:, -at:] if isinstance(at, int) else logits[:, at]  # the slice -0: is the whole
-    if getattr(out, "past_key_values", None) is not None:
-        _history(self, ids, mask, short, logical).write(out.past_key_values)
+    if (written := cache_of(out)) is not None:
+        _history(self, ids, mask, short, logical).write(written)
     return out.to_tuple() if wanted is False else out
 
 

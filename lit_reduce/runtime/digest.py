@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicCache
 from lit_reduce.backbones.families import family_of
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
+from lit_reduce.runtime.cached import CACHE, cache_in
 from lit_reduce.runtime.call import now
 from lit_reduce.runtime.compact import Logical, compact, reduce_images
 from lit_reduce.runtime.decoder import BESIDE
@@ -102,8 +103,8 @@ def digest(model: Any, reducer: Any, inputs: Mapping[str, Any], encoded: Encoded
     cache = DynamicCache(config=model.get_decoder().config)
     with torch.no_grad():
         model.base_model(
-            **first, attention_mask=valid.long(), position_ids=_taken(places, order), past_key_values=cache,
-            use_cache=True, mm_encoder_outputs=full["mm_encoder_outputs"],
+            **first, attention_mask=valid.long(), position_ids=_taken(places, order), use_cache=True,
+            **{CACHE: cache}, mm_encoder_outputs=full["mm_encoder_outputs"],
         )  # fmt: skip
     if cache.get_seq_length() != order.shape[1]:
         raise UserError(f"gradient checkpointing takes the cache away that '{reducer.name}' reads; switch it off")
@@ -123,7 +124,7 @@ def digest(model: Any, reducer: Any, inputs: Mapping[str, Any], encoded: Encoded
         model.get_decoder()(
             inputs_embeds=embeds.to(encoded.features[0].dtype), attention_mask=seen,
             position_ids=_taken(places, own),
-            past_key_values=cache, use_cache=True,
+            use_cache=True, **{CACHE: cache},
         )  # fmt: skip
     return Digest(found["k"], found["v"], encoded, words, 1000 * (now(ids) - start))
 
@@ -137,7 +138,7 @@ def retold(model: Any, told: Digest, short: Mapping[str, Any]) -> Iterator[None]
 
     def enter(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
         nonlocal active
-        cache, tokens = kwargs.get("past_key_values"), kwargs["inputs_embeds"].shape[1]
+        cache, tokens = cache_in(kwargs), kwargs["inputs_embeds"].shape[1]
         active = tokens >= length and (cache is None or int(cache.get_seq_length()) == 0)
 
     def exchange(number: int, part: str, _: Any, __: Any, out: Tensor) -> Tensor:

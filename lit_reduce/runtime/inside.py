@@ -17,6 +17,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
+from lit_reduce.runtime.cached import CACHE, cache_in
 from lit_reduce.runtime.call import call, kept, now
 from lit_reduce.runtime.flow import Flow, Picture, Prompt
 from lit_reduce.runtime.rows import LayerRows, sources
@@ -96,14 +97,14 @@ class Inside:
     # The pass as a whole ----------------------------------------------------------------------------------------------
 
     def _enter(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        cache, prompt = kwargs.get("past_key_values"), self._prompt
+        cache, prompt = cache_in(kwargs), self._prompt
         if prompt is None and not slotted(cache):
             self._flow = None
             return None
         embeds = kwargs["inputs_embeds"]
         if prompt is not None:
             if cache is None and self._caches(kwargs.get("use_cache")):
-                cache = kwargs["past_key_values"] = DynamicCache(config=self.lm.config)
+                cache = kwargs[CACHE] = DynamicCache(config=self.lm.config)
             if cache is not None:
                 self._prompt = None  # read once; without a cache every step reads it anew
             if embeds.shape[1] < prompt.real.shape[1]:
@@ -178,7 +179,7 @@ class Inside:
         if store is not None:
             store.expect(Entries(flow.slots, flow.length, extra, plain, padded))
         elif extra is not None:
-            kwargs["past_key_values"] = _Beside(extra)
+            kwargs[CACHE] = _Beside(extra)
         return args, kwargs
 
     def _extra(self, number: int, layer: Any, flow: Flow) -> Extra | None:

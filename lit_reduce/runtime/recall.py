@@ -17,6 +17,7 @@ from torch import Tensor
 from lit_reduce.errors import UserError
 from lit_reduce.recall import Glance, Question, RecallReducer
 from lit_reduce.reducer import Reducer
+from lit_reduce.runtime.cached import cache_in, cache_of
 from lit_reduce.runtime.call import now
 from lit_reduce.runtime.compact import Logical
 from lit_reduce.runtime.flow import Prompt
@@ -189,7 +190,7 @@ class Recalling:
         self._past = 0
 
     def _enter(self, _: Any, __: Any, kwargs: dict[str, Any]) -> None:
-        cache, embeds, fresh = kwargs.get("past_key_values"), kwargs["inputs_embeds"], self._pending
+        cache, embeds, fresh = cache_in(kwargs), kwargs["inputs_embeds"], self._pending
         known: Bank | None = getattr(cache, _NAME, None)
         past = 0 if cache is None else int(cache.get_seq_length())
         known = known if past else None
@@ -221,7 +222,7 @@ class Recalling:
             self._laid = Laid(bank, self.lm.rotary_emb)
 
     def _leave(self, _: Any, __: Any, out: Any) -> Any:
-        cache = getattr(out, "past_key_values", None)
+        cache = cache_of(out)
         if cache is not None and self._bank is not None and self.reducer.reads == "attention":
             setattr(cache, _NAME, self._bank)
         return out

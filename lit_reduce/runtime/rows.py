@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
+from lit_reduce.runtime.cached import CACHE
 from lit_reduce.runtime.flow import Flow, Picture, Prompt
 from lit_reduce.runtime.signals import Signal
 from lit_reduce.runtime.slots import take
@@ -133,7 +134,7 @@ class LayerRows:
             return
         self.aim(0, flow, 0)
         mask = kwargs.get("attention_mask")
-        alone = {"attention_mask": None if mask is None else mask[..., -hidden.shape[1] :], "past_key_values": None}
+        alone = {"attention_mask": None if mask is None else mask[..., -hidden.shape[1] :], CACHE: None}
         with torch.no_grad():
             layer.self_attn(hidden_states=layer.input_layernorm(hidden), **kwargs | alone)
 
