@@ -98,3 +98,8 @@ def test_an_export_answers_and_trains_on_alike(tmp_path: Path) -> None:
     for before, after in ((heads, other_heads), (symbols, other_symbols)):
         for name, x in before.state_dict().items():
             assert torch.equal(x.half().float(), after.state_dict()[name].float()), name
+
+
+def test_pictures_are_shown_in_parts_and_later_whole_but_for_every_third_step() -> None:
+    seen = [recipe.lecture(step, whole_from=4)["where"].shape for step in (0, 3, 4, 5, 6)]
+    assert seen == [(7, 208), (7, 208), (7, 576), (7, 576), (7, 208)]
