@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+Shape = tuple[int, ...]
+
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """Call ``run`` and return the most bytes that its tensors held at a time, beyond those that were there before.
@@ -30,6 +32,18 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         held += event.nbytes()
         most = max(most, held)
     return int(most)
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter, told of the attention kernel of CPUs too, which torch 2.14 passes over."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops})
+
+
+def _attention_flops(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+    """Of two products: queries with keys, weights with values; a query head each, whatever heads share keys."""
+    batch, heads, rows, width = query
+    return 2 * batch * heads * rows * key[2] * (width + value[3])
 
 
 class ModuleFlops:
@@ -59,7 +73,7 @@ class ModuleFlops:
         self.passes += 1
 
     def _begin(self, *_: object) -> None:
-        self.counter = FlopCounterMode(display=False)
+        self.counter = flop_counter()
         self.counter.__enter__()
 
     def _end(self, *_: object) -> None:

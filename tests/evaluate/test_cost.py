@@ -3,11 +3,10 @@
 import pytest
 import torch
 from families import FAMILIES, build, one
-from torch.utils.flop_counter import FlopCounterMode
 
 from lit_reduce.backbones import family_of, shapes
 from lit_reduce.evaluate import cost
-from lit_reduce.evaluate.resources import ModuleFlops
+from lit_reduce.evaluate.resources import ModuleFlops, flop_counter
 from lit_reduce.reducer import Reducer, create
 from lit_reduce.runtime import attach
 from lit_reduce.tokens import Reduction
@@ -19,7 +18,7 @@ CLOSE = 2e-3  # the counter also sees the small products that make rotary tables
 
 def counted(run):
     """FLOPs that torch counts, and what ``run`` returned."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         out = run()
     return counter.get_total_flops(), out
 
