@@ -24,6 +24,7 @@ from lit_reduce.pocket.turns import pack
 from lit_reduce.pocket.world import GRID, make_scene, scene_rng
 
 TURNS, TEXT = 20, 288
+START = 4.0  # see `guided_answers`
 SHOWN = 208  # visual tokens a picture while only a part is shown to the decoder
 
 
@@ -122,7 +123,8 @@ def connect_loss(
             patches = patches.gather(1, where[ours:, :, None].expand(-1, -1, patches.shape[-1]))
             hidden = tower_forward(model, patches, where[ours:])
             visual = torch.cat([visual, model.model.multi_modal_projector(hidden[:, 1:])])
-        said = guided_answers(model, symbols, visual, where, torch.ones_like(where, dtype=torch.bool), batch)
+        valid = torch.ones_like(where, dtype=torch.bool)
+        said = guided_answers(model, symbols, visual, where, valid, batch, start=START)
         return {**seen, **said, "loss": said["loss"] + 0.25 * (seen["loss"] + seen["words"])}
 
     return loss_of
