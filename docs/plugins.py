@@ -67,13 +67,16 @@ def make(name: str, seed: int, folder: Path, backbone: str, work: Path) -> str:
 
 def main() -> None:
     """Makes all that are asked for and missing."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "checkpoints" / "pocket")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--names", nargs="+", choices=list(LONGER), default=list(LONGER))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [folder] [options]"
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "checkpoints" / "pocket", help="of the plug-ins")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of weights and questions")
+    parser.add_argument("--names", nargs="+", choices=list(LONGER), default=list(LONGER), metavar="NAME",
+                        help=", ".join(LONGER))  # fmt: skip
     parser.add_argument("--backbone", default="pocket", help="a name or a folder")
-    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "plugins")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "plugins", help="checkpoints, logs and tables")
+    parser.add_argument("--jobs", type=int, default=2, help="calls at a time, a thread each")
     asked = parser.parse_args()
     with ThreadPoolExecutor(asked.jobs) as pool:
         wanted = [(name, seed) for seed in asked.seeds for name in asked.names]
