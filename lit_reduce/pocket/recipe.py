@@ -6,7 +6,8 @@
 4. ``translate``: the projector learns to say in the decoder's words what the tower sees.
 5. ``connect``: everything learns to answer together, easy-VQA included; from ``whole_from`` on with all 576 tokens in
    view, but for every third step: a model to reduce tokens of should not be thrown by missing ones.
-6. ``export``: plain Hugging Face files.
+6. ``polish``: the same on new scenes, at a rate that starts anew; the stage to run again from an export.
+7. ``export``: plain Hugging Face files.
 """
 
 import ctypes
@@ -33,7 +34,7 @@ from lit_reduce.pocket.tower import Heads, picture_batch, validate, whiten, wind
 from lit_reduce.pocket.translate import fold, token_batch, translation_loss, wear
 from lit_reduce.settings import configs_dir, resolve
 
-STAGES = ("windows", "language", "pictures", "translate", "connect", "export")
+STAGES = ("windows", "language", "pictures", "translate", "connect", "polish", "export")
 
 
 @dataclass
@@ -58,6 +59,8 @@ class RecipeSettings:
     connect_steps: int = 1800
     whole_from: int = 600
     connect_rate: float = 7e-4
+    polish_steps: int = 1000
+    polish_rate: float = 4e-4
 
 
 def lesson(step: int, eased: bool) -> dict[str, Tensor]:
@@ -88,16 +91,18 @@ def make(chosen: RecipeSettings) -> None:
     model = build_model(chosen.seed).to(device)
     heads = Heads(model.config.vision_config.hidden_size).to(device)
     symbols = Symbols(model.get_input_embeddings()).to(device)
+    distances = Distances(model.config.text_config.hidden_size).to(device)
+    extra = {"heads": heads, "symbols": symbols, "distances": distances}
     if chosen.start is not None:
-        start_from(Path(chosen.start), model, heads, symbols)
+        start_from(Path(chosen.start), model, extra)
     tower, llm, projector = model.model.vision_tower, model.model.language_model, wear(model).to(device)
     sees = {"tower": tower, "heads": heads}
-    distances = Distances(model.config.text_config.hidden_size).to(device)
     speaks = {"llm": llm, "symbols": symbols, "distances": distances}
     says: dict[str, nn.Module] = {"projector": projector}
     go: Callable[..., None] = partial(fit, folder=folder, device=device, workers=chosen.workers)
     watch = partial(_watch, model, heads, device)
     go_on = partial(_continue, folder, chosen.start is not None)
+    answering = comparing(model, distances, connect_loss(model, heads, symbols, device, easy=1))
     if "windows" in chosen.stages:
         if chosen.start is None:
             whiten(model)
@@ -122,19 +127,27 @@ def make(chosen: RecipeSettings) -> None:
         go_on("language", speaks)
         go_on("pictures", sees)
         go_on("translate", says)
-        go("connect", sees | speaks | says, partial(lecture, whole_from=chosen.whole_from),
-           comparing(model, distances, connect_loss(model, heads, symbols, device, easy=1)),
+        go("connect", sees | speaks | says, partial(lecture, whole_from=chosen.whole_from), answering,
            steps=chosen.connect_steps, lr=chosen.connect_rate)  # fmt: skip
-    if "export" in chosen.stages:
+    if "polish" in chosen.stages:
         go_on("connect", sees | speaks | says)
+        go("polish", sees | speaks | says, partial(encore, first=chosen.connect_steps), answering,
+           steps=chosen.polish_steps, lr=chosen.polish_rate)  # fmt: skip
+    if "export" in chosen.stages:
+        go_on("polish" if (folder / "polish.pt").is_file() else "connect", sees | speaks | says)
         fold(model)
-        export(model, heads, symbols, folder / "pocket")
+        export(model, extra, folder / "pocket")
 
 
 def lecture(step: int, whole_from: int) -> dict[str, Tensor]:
     """The pictures of stage 5: parts of them until ``whole_from``; then all 576 tokens in two of three steps."""
     whole = step >= whole_from and step % 3 > 0
     return question_batch(step, scenes=6, easy=1, **({"shown": None} if whole else {}))
+
+
+def encore(step: int, first: int) -> dict[str, Tensor]:
+    """The pictures of stage 6: scenes that come after those of the ``first`` steps of stage 5, mostly whole."""
+    return lecture(first + step, whole_from=first)
 
 
 def _watch(model: Any, heads: Heads, device: torch.device, _: int) -> dict[str, float]:

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
 
 from lit_reduce.backbones import load
 from lit_reduce.errors import UserError
 from lit_reduce.pocket import loop, recipe, tower
+from lit_reduce.pocket.comparing import Distances
 from lit_reduce.pocket.export import EXTRA, export, start_from
 from lit_reduce.pocket.model import build_model
 from lit_reduce.pocket.recipe import RecipeSettings, make
@@ -68,6 +70,7 @@ def test_a_stage_needs_the_one_before_it(small: None, tmp_path: Path) -> None:
         ("pictures", "windows"),
         ("translate", "pictures"),
         ("connect", "language"),
+        ("polish", "connect"),
         ("export", "connect"),
     ]:
         with pytest.raises(UserError, match=rf"{missing}.pt is missing: run the stage {missing} first"):
@@ -77,29 +80,58 @@ def test_a_stage_needs_the_one_before_it(small: None, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def parts_of(model: LlavaForConditionalGeneration) -> dict[str, nn.Module]:
+    """What only training needs."""
+    vision, text = model.config.vision_config, model.config.text_config
+    distances = Distances(text.hidden_size)
+    return {"heads": Heads(vision.hidden_size), "symbols": Symbols(model.get_input_embeddings()),
+            "distances": distances}  # fmt: skip
+
+
 @torch.no_grad()
 def test_an_export_answers_and_trains_on_alike(tmp_path: Path) -> None:
     model = build_model(1)
-    heads, symbols = Heads(model.config.vision_config.hidden_size), Symbols(model.get_input_embeddings())
+    extra = parts_of(model)
     exact = {name: x.clone() for name, x in model.state_dict().items()}
-    export(model, heads, symbols, tmp_path / "pocket")
+    export(model, extra, tmp_path / "pocket")
     assert EXTRA in {path.name for path in (tmp_path / "pocket").iterdir()}
     backbone = load(tmp_path / "pocket")
     for name, x in backbone.model.state_dict().items():  # float16 on the disk, float32 in use
         assert x.dtype == torch.float32
         torch.testing.assert_close(x, exact[name], rtol=2**-11, atol=2**-24)
     other = build_model(0)
-    other_heads, other_symbols = Heads(model.config.vision_config.hidden_size), Symbols(other.get_input_embeddings())
-    start_from(tmp_path / "pocket", other, other_heads, other_symbols)
+    others = parts_of(other)
+    start_from(tmp_path / "pocket", other, others)
     inputs = backbone.prepare([render(make_scene("val", 0))], ["is there a cat ?"])
     logits = other.eval()(**inputs).logits
     assert torch.equal(logits, backbone.model(**inputs).logits)
     assert float(np.ptp(logits[0, -1].numpy())) > 0.1  # and they say something
-    for before, after in ((heads, other_heads), (symbols, other_symbols)):
+    for part, before in extra.items():
         for name, x in before.state_dict().items():
-            assert torch.equal(x.half().float(), after.state_dict()[name].float()), name
+            assert torch.equal(x.half().float(), others[part].state_dict()[name].float()), name
+
+
+def test_parts_that_an_older_export_lacks_begin_anew(tmp_path: Path) -> None:
+    model = build_model(1)
+    extra = parts_of(model)
+    new = extra.pop("distances").state_dict()
+    export(model, extra, tmp_path / "pocket")
+    other = build_model(0)
+    others = parts_of(other)
+    others["distances"].load_state_dict(new)
+    start_from(tmp_path / "pocket", other, others)
+    assert all(torch.equal(x, others["distances"].state_dict()[name]) for name, x in new.items())
+    assert torch.equal(others["heads"].place.weight, extra["heads"].place.weight.half().float())
 
 
 def test_pictures_are_shown_in_parts_and_later_whole_but_for_every_third_step() -> None:
     seen = [recipe.lecture(step, whole_from=4)["where"].shape for step in (0, 3, 4, 5, 6)]
     assert seen == [(7, 208), (7, 208), (7, 576), (7, 576), (7, 208)]
+
+
+def test_the_last_stage_sees_scenes_that_the_one_before_has_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int | None]] = []
+    monkeypatch.setattr(recipe, "question_batch", lambda step, scenes, easy, shown=208: asked.append((step, shown)))
+    for step in range(3):
+        recipe.encore(step, first=60)
+    assert asked == [(60, 208), (61, None), (62, None)]
