@@ -43,9 +43,10 @@ def test_plain_auto_classes_load_it():
     assert processor.tokenizer.decode(processor.tokenizer("47").input_ids) == "47"
 
 
-def test_it_sees(pocket):
+@pytest.mark.parametrize("name", ["pocket", str(POCKET.parent / "next" / "pocket")], ids=["pocket", "next"])
+def test_it_sees(name):
     """Far above what can be answered without the picture, on test scenes."""
-    results = evaluate(pocket, {}, [], list(scene_rows("test", 48)), 24)
+    results = evaluate(load(name), {}, [], list(scene_rows("test", 48)), 24)
     assert results.scores[0].accuracy > 0.8
 
 
