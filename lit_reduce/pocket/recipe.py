@@ -99,6 +99,7 @@ def make(chosen: RecipeSettings) -> None:
     sees = {"tower": tower, "heads": heads}
     speaks = {"llm": llm, "symbols": symbols, "distances": distances}
     says: dict[str, nn.Module] = {"projector": projector}
+    everything = sees | speaks | says
     go: Callable[..., None] = partial(fit, folder=folder, device=device, workers=chosen.workers)
     watch = partial(_watch, model, heads, device)
     go_on = partial(_continue, folder, chosen.start is not None)
@@ -127,14 +128,14 @@ def make(chosen: RecipeSettings) -> None:
         go_on("language", speaks)
         go_on("pictures", sees)
         go_on("translate", says)
-        go("connect", sees | speaks | says, partial(lecture, whole_from=chosen.whole_from), answering,
+        go("connect", everything, partial(lecture, whole_from=chosen.whole_from), answering,
            steps=chosen.connect_steps, lr=chosen.connect_rate)  # fmt: skip
     if "polish" in chosen.stages:
-        go_on("connect", sees | speaks | says)
-        go("polish", sees | speaks | says, partial(encore, first=chosen.connect_steps), answering,
+        go_on("connect", everything)
+        go("polish", everything, partial(encore, first=chosen.connect_steps), answering,
            steps=chosen.polish_steps, lr=chosen.polish_rate)  # fmt: skip
     if "export" in chosen.stages:
-        go_on("polish" if (folder / "polish.pt").is_file() else "connect", sees | speaks | says)
+        go_on("polish" if (folder / "polish.pt").is_file() else "connect", everything)
         fold(model)
         export(model, extra, folder / "pocket")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_reduce.errors import UserError
-from lit_reduce.runtime.cached import cache_in, cache_of
+from lit_reduce.runtime.cached import CACHE, cache_in, cache_of
 from lit_reduce.runtime.compact import Logical, positions_behind
 from lit_reduce.runtime.encode import encoder_keys, placeholders
 from lit_reduce.runtime.turns import History, cached_length, history_of, joined, plain_history, tail_of
@@ -52,7 +52,7 @@ def reduced_generate(
     times = len(sequences) // len(ids)
     answer = sequences[:, short["input_ids"].shape[1] :]
     full = torch.cat([ids.to(sequences.device).repeat_interleave(times, 0), answer], 1)
-    cache = cache if isinstance(out, Tensor) else cache_of(out)
+    cache = cache if isinstance(out, Tensor) else getattr(out, CACHE, cache)
     if cache is not None:
         history.repeat(times).write(cache)
     if isinstance(out, Tensor):
