@@ -110,9 +110,9 @@ def _sources(schema: type, words: Sequence[tuple[str, str]], configs: Path, defa
     merged = OmegaConf.structured(schema)
     for path in [*defaults, *(Path(value) for key, value in words if key == "config")]:
         merged = _merge(merged, schema, _read_yaml(path), configs, str(path))
-    # Group files first, so that `reducer.depth=3 reducer=covipal` means the same in either order.
+    # Group files and names first, so that `reducer.options.depth=3 reducer=covipal` means the same in either order.
     chosen = [(key, value) for key, value in words if key != "config"]
-    for key, value in sorted(chosen, key=lambda word: not _is_group(schema, word[0])):
+    for key, value in sorted(chosen, key=lambda word: (not _is_group(schema, word[0]), not word[0].endswith(".name"))):
         merged = _merge(merged, schema, _nested(key, _parse(schema, key, value)), configs, f"{key}={value}")
     return merged
 
@@ -189,6 +189,9 @@ def _merge(target: Any, schema: type, values: Mapping[str, Any], configs: Path, 
         if _is_group(schema, key) and isinstance(value, str) and value != MISSING:
             value = _group(schema, key, value, configs)
             target[key] = fresh[key]  # a newly chosen group forgets the one chosen before
+        elif _is_group(schema, key) and isinstance(value, Mapping) and "options" in _types(_types(schema)[key]):
+            if value.get("name", target[key].name) != target[key].name:
+                target[key].options = {}  # they are the options of what had been chosen
         try:
             target = OmegaConf.merge(target, {key: value})
         except (OmegaConfBaseException, ValueError, TypeError) as error:

@@ -59,6 +59,16 @@ def test_sources_in_order(configs: Path) -> None:
     assert (last.keep, last.rate) == ([64, 32], 0.25)
 
 
+def test_options_of_one_reducer_are_not_those_of_the_next(configs: Path) -> None:
+    (configs / "saved.yaml").write_text("part: {name: other, options: {b: 2}}\n")
+    assert resolve(configs).part.options == {"a": 1}
+    assert resolve(configs, f"config={configs / 'saved.yaml'}").part == Part("other", 2, {"b": 2})
+    assert resolve(configs, "part.name=other").part.options == {}
+    for words in (["part.name=other", "part.options.c=3"], ["part.options.c=3", "part.name=other"]):
+        assert resolve(configs, *words).part.options == {"c": 3}
+    assert resolve(configs, "part.name=small", "part.options.c=3").part.options == {"a": 1, "c": 3}
+
+
 def test_one_word_is_a_list_of_one(configs: Path) -> None:
     assert resolve(configs, "words=grid").words == ["grid"]
     assert resolve(configs, "words=[grid, pool]").words == ["grid", "pool"]
