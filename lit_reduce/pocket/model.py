@@ -145,6 +145,6 @@ def vision_tower(model: LlavaForConditionalGeneration) -> Any:
 
 def normalise(pictures: Tensor) -> Tensor:
     """Maps uint8 pictures [B, 336, 336, 3] to normalised pixels [B, 3, 336, 336], as the processor does."""
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
-    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073], device=pictures.device)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711], device=pictures.device)
     return ((pictures.float() / 255 - mean) / std).permute(0, 3, 1, 2)

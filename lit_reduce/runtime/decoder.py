@@ -99,6 +99,16 @@ def _visual(
     return found
 
 
+def tracked(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """The states of a layer, with a gradient where its mask has one: the first layer of a frozen model has none else.
+
+    The fused kernel on GPUs keeps what the gradient of a mask needs only where queries, keys or values have one too.
+    """
+    if mask is None or not mask.requires_grad or hidden.requires_grad:
+        return hidden
+    return hidden.detach().requires_grad_()
+
+
 @contextmanager
 def _bias(model: Any, ids: Tensor, key_bias: Sequence[Tensor] | Tensor | None) -> Iterator[None]:
     """While it lasts, every layer adds a bias to the columns of visual tokens, on top of its own mask."""
@@ -117,7 +127,7 @@ def _bias(model: Any, ids: Tensor, key_bias: Sequence[Tensor] | Tensor | None) -
             raise UserError("the training gate needs masks that can be added to; load the backbone with sdpa or eager")
         shown = columns.to(args[0].dtype)
         mask = torch.where(mask, shown, low) if mask.dtype == torch.bool else (mask + shown).clamp(min=low)
-        return args, kwargs | {"attention_mask": mask}
+        return (tracked(args[0], mask), *args[1:]), kwargs | {"attention_mask": mask}
 
     handles = [x.register_forward_pre_hook(add, with_kwargs=True) for x in model.get_decoder().layers]
     try:

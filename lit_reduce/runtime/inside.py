@@ -19,6 +19,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.cached import CACHE, cache_in
 from lit_reduce.runtime.call import call, kept, now
+from lit_reduce.runtime.decoder import tracked
 from lit_reduce.runtime.flow import Flow, Picture, Prompt
 from lit_reduce.runtime.rows import LayerRows, sources
 from lit_reduce.runtime.slots import PAD, Entries, Extra, StaticSlotLayer, install, slotted, take
@@ -173,7 +174,8 @@ class Inside:
                 is_flash_attention_requested(layer.self_attn.config),
             )
         if flow.prompt is not None:
-            kwargs["attention_mask"] = flow.gated(kwargs.get("attention_mask"), args[0].dtype)
+            kwargs["attention_mask"] = mask = flow.gated(kwargs.get("attention_mask"), args[0].dtype)
+            args = (tracked(args[0], mask), *args[1:])
             offset = (0 if store is None else store.before()) + slots.shape[1] - flow.slots.shape[1]
             self.rows.aim(number, flow, offset)
         if store is not None:

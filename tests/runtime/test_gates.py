@@ -104,6 +104,26 @@ def test_a_gate_between_lets_through_as_much_as_it_says_and_gradients_reach_the_
     assert abs((ends[0] - ends[1]) / (2 * step) - slope) < 0.05 * float(reducer.map.weight.grad.abs().max())
 
 
+def test_layers_whose_mask_has_a_gradient_read_states_that_have_one():
+    """Or the fused kernel on GPUs breaks off: it keeps nothing for the mask's gradient alone."""
+    tiny, seen = build("llava"), []
+    tiny.model.requires_grad_(False)
+
+    def look(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append((kwargs["attention_mask"].requires_grad, kwargs["hidden_states"].requires_grad))
+
+    hooks = [x.self_attn.register_forward_pre_hook(look, with_kwargs=True) for x in tiny.model.get_decoder().layers]
+    logits(tiny, tiny.inputs, Gating(sharp=3.0), 0.0)
+    encoded = encode(tiny.model, tiny.inputs)
+    short, _ = compact(tiny.model, tiny.inputs, encoded, Gating(), 1.0)
+    bias = [torch.zeros(len(x), requires_grad=True) for x in encoded.features]
+    run_decoder(tiny.model, short, key_bias=bias)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == 2 * len(hooks)
+    assert set(seen) == {(True, True)}
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
 @pytest.mark.parametrize("progress", [None, 0.5])
 @torch.no_grad()
