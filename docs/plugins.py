@@ -1,8 +1,10 @@
 """Makes the plug-ins that the repository ships: ``python docs/plugins.py [folder] [--seeds 0 1 2] [--names ...]``.
 
 Each is one call of ``train.py`` with the settings below, a process with one thread; ``--jobs`` of them run at a time.
-What is made goes to ``folder/NAME``, or ``folder/NAME-seed1`` and so on, with its settings and its table beside it.
-What is there already, for this backbone, is left alone, and a call that was killed goes on where it was.
+What is made goes to ``folder/NAME``, or ``folder/NAME-seed1`` and so on, with its settings beside it, and for seed 0
+with a table. What is there already, for this backbone, is left alone, and a call that was killed goes on where it was.
+
+Where a machine with a GPU is lent for minutes only, ``--train-only`` leaves the tables to a later call elsewhere.
 """
 
 import argparse
@@ -11,58 +13,104 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from lit_reduce import settings
 from lit_reduce.backbones import load
+from lit_reduce.distill.settings import TrainSettings
+from lit_reduce.distill.train import PLUGIN, tell
 from lit_reduce.files import atomic_folder
-from lit_reduce.plugin import load_plugin
+from lit_reduce.plugin import CARD, CONFIG, WEIGHTS, load_plugin
 
 ROOT = Path(__file__).parents[1]
-COMMON = ["data.images=1400"]
+SETTINGS, TABLE = "train.yaml", "table.json"
 # Beside configs/train.yaml and configs/train/NAME.yaml: longer than the default, which has ten minutes.
-LONGER = {
-    "covipal": ["guide_steps=250", "steps=1100"],
-    "packer": [],
-    "atp": [],
-    "falcon": ["data.images=600"],  # it reads pixels, which take room in the teacher's cache
-    "mod": [],
-    "voco": [],
-    "flexattention": [],
-    "remember": [],
+COMMON = {"pocket": ["data.images=1400"], "pocket-hd": ["data.name=pocket-hd", "data.turns=6"]}
+LONGER: dict[str, dict[str, list[str]]] = {
+    "pocket": {
+        "covipal": ["guide_steps=250", "steps=1100"],
+        "packer": [],
+        "atp": [],
+        "falcon": ["data.images=600"],  # it reads pixels, which take room in the cache
+        "mod": [],
+        "voco": [],
+        "flexattention": [],
+        "remember": ["data.images=700"],  # so do the levels of the tower that it reads
+    },
+    "pocket-hd": {
+        "falcon": ["data.images=80"],
+        "flexattention": ["data.images=160"],
+    },
 }
 FEW = ["yardsticks=[pool,fastervlm,cdpruner]"]  # covipal's table has them all
 
 
-def command(name: str, seed: int, backbone: str, output: Path) -> list[str]:
-    """The call that trains one."""
-    given = [f"reducer={name}", f"seed={seed}", f"backbone={backbone}", f"output={output}"]
-    given += COMMON + LONGER[name] + ([] if name == "covipal" and seed == 0 else FEW)
-    return [sys.executable, str(ROOT / "train.py"), *given]
+def words(name: str, seed: int, asked: argparse.Namespace) -> list[str]:
+    """The settings that train one."""
+    world = Path(asked.backbone).name
+    given = [f"reducer={name}", f"seed={seed}", f"backbone={asked.backbone}", f"output={asked.work / named(name, seed)}"]
+    return given + COMMON[world] + ([] if name == "covipal" and seed == 0 else FEW) + LONGER[world][name] + asked.set
 
 
-def make(name: str, seed: int, folder: Path, backbone: str, work: Path) -> str:
-    """Trains one and puts it into its place; returns a line for the user."""
-    target = folder / (name if seed == 0 else f"{name}-seed{seed}")
-    if (target / "reducer_config.json").is_file():
-        if load_plugin(target)[1].backbone.hash == load(backbone).identity.hash:
-            return f"{target} is there"
-        return f"{target} is of another backbone: remove it first"
-    output = work / target.name
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / "run.log").open("a") as log:
-        done = subprocess.run(
-            command(name, seed, backbone, output), cwd=ROOT, stdout=log, stderr=log, check=False,
+def named(name: str, seed: int) -> str:
+    """The folder of a plug-in."""
+    return name if seed == 0 else f"{name}-seed{seed}"
+
+
+def make(name: str, seed: int, asked: argparse.Namespace) -> str:
+    """Trains one and puts it into its place, or adds the table that it lacks; returns a line for the user."""
+    target = asked.folder / named(name, seed)
+    if (target / CONFIG).is_file():
+        if load_plugin(target)[1].backbone.hash != load(asked.backbone).identity.hash:
+            return f"{target} is of another backbone: remove it first"
+    else:
+        log = asked.work / target.name / "run.log"
+        given = [*words(name, seed, asked), "table_budgets=[]"]
+        if not called([str(ROOT / "train.py"), *given], log):
+            return f"{target} failed, see {log}"
+        ship(asked.work / target.name, target, resolved(words(name, seed, asked)).table_budgets)
+    if seed or asked.train_only or (target / TABLE).is_file():
+        return f"{target} is there"
+    log = asked.work / target.name / "table.log"
+    if not called([__file__, str(asked.folder), "--table", name], log):
+        return f"{target} is there, but its table failed, see {log}"
+    return f"{target} is there, with its table"
+
+
+def called(command: list[str], log: Path) -> bool:
+    """Runs Python on a command, with one thread, what it says into a file; returns whether all went well."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        return not subprocess.run(
+            [sys.executable, *command], cwd=ROOT, stdout=file, stderr=file, check=False,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-    if done.returncode:
-        return f"{target} failed, see {output / 'run.log'}"
+        ).returncode  # fmt: skip
+
+
+def resolved(given: list[str]) -> TrainSettings:
+    """The settings that words mean."""
+    return settings.resolve(TrainSettings, given, settings.configs_dir(), "train")
+
+
+def ship(output: Path, target: Path, budgets: list[int]) -> None:
+    """Puts what a call made, and the settings it had, into place."""
     with atomic_folder(target) as partial:
-        shutil.copytree(output / "plugin", partial, dirs_exist_ok=True)
-        shutil.copy(output / "settings.yaml", Path(partial) / "train.yaml")
-        shutil.copy(output / "table.json", partial)
-    return f"{target} made"
+        shutil.copytree(output / PLUGIN, partial, dirs_exist_ok=True)
+        had = resolved([f"config={output / 'settings.yaml'}"])
+        settings.save(replace(had, table_budgets=budgets), Path(partial) / SETTINGS)
+
+
+def add_table(target: Path) -> None:
+    """Compares a plug-in with the yardsticks and puts table and card beside its weights."""
+    chosen = resolved([f"config={target / SETTINGS}"])
+    reducer, config = load_plugin(target)
+    output = Path(chosen.output)
+    tell(chosen, load(chosen.backbone.name, chosen.backbone.dtype), reducer, config, output)
+    for path in (output / PLUGIN / WEIGHTS, output / PLUGIN / CONFIG, output / PLUGIN / CARD, output / TABLE):
+        shutil.copy(path, target)
 
 
 def main() -> None:
@@ -70,17 +118,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [folder] [options]"
     )
-    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "checkpoints" / "pocket", help="of the plug-ins")
+    parser.add_argument("folder", nargs="?", type=Path, help="of the plug-ins, by default that of the backbone")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of weights and questions")
-    parser.add_argument("--names", nargs="+", choices=list(LONGER), default=list(LONGER), metavar="NAME",
-                        help=", ".join(LONGER))  # fmt: skip
-    parser.add_argument("--backbone", default="pocket", help="a name or a folder")
-    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "plugins", help="checkpoints, logs and tables")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help=", ".join(LONGER["pocket"]))
+    parser.add_argument("--backbone", default="pocket", help="pocket, pocket-hd or a folder of that name")
+    parser.add_argument("--work", type=Path, help="checkpoints and logs; by default outputs/plugins/BACKBONE")
     parser.add_argument("--jobs", type=int, default=2, help="calls at a time, a thread each")
+    parser.add_argument("--train-only", action="store_true", help="no tables")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further settings of train.py")
+    parser.add_argument("--table", metavar="NAME", help="only the table of one that is there")
     asked = parser.parse_args()
+    world = Path(asked.backbone).name
+    if world not in LONGER:
+        parser.error(f"--backbone {asked.backbone}: use {', '.join(LONGER)} or a folder of that name")
+    if wrong := set(asked.names or []) - set(LONGER[world]):
+        parser.error(f"--names {' '.join(wrong)}: for {world} use {', '.join(LONGER[world])}")
+    asked.folder = (asked.folder or ROOT / "checkpoints" / world).resolve()
+    asked.work = asked.work or Path("outputs") / "plugins" / world
+    if asked.table:
+        add_table(asked.folder / asked.table)
+        return
     with ThreadPoolExecutor(asked.jobs) as pool:
-        wanted = [(name, seed) for seed in asked.seeds for name in asked.names]
-        for line in pool.map(lambda one: make(*one, asked.folder, asked.backbone, asked.work), wanted):
+        wanted = [(name, seed) for seed in asked.seeds for name in asked.names or LONGER[world]]
+        for line in pool.map(lambda one: make(*one, asked), wanted):
             print(line, flush=True)
 
 

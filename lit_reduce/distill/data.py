@@ -1,5 +1,7 @@
 """Questions for distillation as a LightningDataModule: teacher outputs made once, batches a function of the step."""
 
+import os
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -50,10 +52,15 @@ class DistillData(LightningDataModule):
         self.pictures, self.turns, self.steps, self.seed, self.val_batch = pictures, turns, steps, seed, val_batch
 
     def prepare_data(self) -> None:
-        """Makes the teacher's outputs that are not on disk yet; a killed run goes on from there."""
+        """Makes the teacher's outputs that are not on disk yet; a killed run goes on from there.
+
+        Each process takes the pictures in an order of its own, so that runs which start together share the work.
+        """
         teacher = self.held[0]
         if teacher.cache is not None:
-            for group in tqdm([*self.groups, *self.val_groups], desc="teacher", unit="picture"):
+            every = [*self.groups, *self.val_groups]
+            random.Random(os.urandom(8)).shuffle(every)
+            for group in tqdm(every, desc="teacher", unit="picture"):
                 if not (teacher.cache / f"{group.key}.safetensors").is_file():
                     teacher.outputs(group)
 

@@ -86,15 +86,30 @@ def train(chosen: TrainSettings) -> None:
     size = sum(p.numel() for p in reducer.parameters())
     print(f"trained {chosen.reducer.name}: {size:,} parameters, {chosen.steps} steps, {minutes:.1f} minutes")
     config = plugin_config(chosen, backbone, reducer)
-    save_plugin(output / PLUGIN, reducer, config)  # safe already while the table is made
+    config.metrics = {"trained_on": machine(backbone.model.device)}
+    save_plugin(output / PLUGIN, reducer, config, {"notes": notes(chosen)})  # safe already while the table is made
+    print(f"plug-in: {output / PLUGIN}; settings: {output / 'settings.yaml'}")
+    if chosen.table_budgets:
+        tell(chosen, backbone, reducer, config, output)
+
+
+def tell(chosen: TrainSettings, backbone: Backbone, reducer: Reducer, config: PluginConfig, output: Path) -> None:
+    """Compares a plug-in with the yardsticks: the table goes to ``output``, its figures to the card of the plug-in."""
     results = compare(chosen, backbone, reducer)
     report = write_report(results, output / "table.json")
-    config.metrics = card_metrics(chosen.reducer.name, results)
-    save_plugin(output / PLUGIN, reducer, config, {"notes": notes(chosen, results)})
+    own = {name: value for name, value in config.metrics.items() if not isinstance(value, dict)}
+    config.metrics = {**card_metrics(chosen.reducer.name, results), **own}
+    save_plugin(output / PLUGIN, reducer, config, {"notes": notes(chosen, results, backbone.model.device)})
     print(markdown(report), end="")
-    print(
-        f"plug-in: {output / PLUGIN}; table: {output / 'table'}.json, .md, .png; settings: {output / 'settings.yaml'}"
-    )
+    print(f"table: {output / 'table'}.json, .md, .png")
+
+
+def machine(device: torch.device) -> str:
+    """What computes, for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}"
 
 
 def check(chosen: TrainSettings) -> None:
@@ -278,16 +293,18 @@ def card_metrics(name: str, results: Results) -> dict[str, Any]:
     return metrics
 
 
-def notes(chosen: TrainSettings, results: Results) -> str:
-    """The card's account of how the numbers came about."""
+def notes(chosen: TrainSettings, results: Results | None = None, device: torch.device | None = None) -> str:
+    """The card's account of how the plug-in and its numbers came about."""
     made = (
         f"Trained on `{chosen.data.name}` ({chosen.data.images} pictures, {chosen.steps} steps of "
-        f"{chosen.pictures * chosen.turns} questions, seed {chosen.seed}); scored on {results.rows} test questions."
+        f"{chosen.pictures * chosen.turns} questions, seed {chosen.seed})."
     )
+    if results is None or device is None:
+        return made
+    made += f" Scored on {results.rows} test questions."
     if not chosen.runs:
         return made
-    timed = f"Times: {torch.get_num_threads()} CPU threads, one question, median of {chosen.runs} alternating runs."
-    return f"{made} {timed}"
+    return f"{made} Times: {machine(device)}, one question, median of {chosen.runs} alternating runs."
 
 
 def _cache(chosen: TrainSettings) -> Path | None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from lit_reduce.backbones import load
 from lit_reduce.distill.settings import DataSettings, TrainSettings
-from lit_reduce.distill.train import train
+from lit_reduce.distill.train import machine, tell, train
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate.answer import PredictSettings, predict
 from lit_reduce.plugin import load_plugin
@@ -87,6 +88,23 @@ def test_from_questions_to_a_plug_in_that_predicts(
     predict(ask)
     answered = json.loads(capsys.readouterr().out)
     assert (answered["visual_tokens"], answered["kept_tokens"]) == (36, 9)
+
+
+def test_the_table_can_be_made_later_and_says_what_computed(chosen: TrainSettings, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(replace(chosen, table_budgets=[]))
+    reducer, config = load_plugin(out / "plugin")
+    assert not (out / "table.json").exists()
+    assert config.metrics == {"trained_on": machine(torch.device("cpu"))}
+    assert "4 steps of 4 questions, seed 0).\n" in (out / "plugin" / "README.md").read_text()
+    config.metrics["trained_on"] = "a far machine"
+    tell(chosen, load(chosen.backbone.name), reducer, config, out)
+    after, told = load_plugin(out / "plugin")
+    assert all(torch.equal(x, after.state_dict()[name]) for name, x in reducer.state_dict().items())
+    assert set(told.metrics["accuracy"]) == {"all", "9", "4"}
+    card = (out / "plugin" / "README.md").read_text()
+    assert "- trained_on: a far machine\n" in card
+    assert f"Times: {machine(torch.device('cpu'))}, one question" in card
 
 
 def test_a_learning_rate_is_found_without_training(
