@@ -106,9 +106,10 @@ def picture_loss(
 
 
 def connect_loss(
-    model: LlavaForConditionalGeneration, heads: Heads, symbols: Symbols, device: torch.device, easy: int
-) -> Callable[[Any, int], Losses]:
-    """Returns the loss of pictures with questions; the dense losses stay on as an anchor."""
+    model: LlavaForConditionalGeneration, heads: Heads, symbols: Symbols, device: torch.device, easy: int,
+    counted: float = 1.0,
+) -> Callable[[Any, int], Losses]:  # fmt: skip
+    """Returns the loss of pictures with questions; the dense losses stay on as an anchor. `counted`: see guidance."""
 
     def loss_of(batch: dict[str, Tensor], _: int) -> Losses:
         batch = {k: v.to(device) for k, v in batch.items()}
@@ -124,7 +125,7 @@ def connect_loss(
             hidden = tower_forward(model, patches, where[ours:])
             visual = torch.cat([visual, model.model.multi_modal_projector(hidden[:, 1:])])
         valid = torch.ones_like(where, dtype=torch.bool)
-        said = guided_answers(model, symbols, visual, where, valid, batch, start=START)
+        said = guided_answers(model, symbols, visual, where, valid, batch, start=START, counted=counted)
         return {**seen, **said, "loss": said["loss"] + 0.25 * (seen["loss"] + seen["words"])}
 
     return loss_of

@@ -116,6 +116,7 @@ def guided_answers(
     batch: dict[str, Tensor],
     guidance: float = 0.5,
     start: float = 1.0,
+    counted: float = 1.0,
 ) -> Losses:
     """Asks packed turns and shows some heads where to look.
 
@@ -134,6 +135,7 @@ def guided_answers(
         guidance: Weight of the guidance.
         start: As how many things the start token is looked at where things are counted. What is left on it says how
             many there are, start / (start + n): at 4 five and six differ nearly twice as much as at 1.
+        counted: Weight of the answers to "how many", and of what is guided there; that of the others is 1.
 
     Returns:
         "loss", its parts, and "right", the share of right answer tokens.
@@ -168,10 +170,12 @@ def guided_answers(
     said = torch.stack([read(brings[i][:, 0][counts]) for i, read in zip(ANSWERING, symbols.tallies, strict=True)])
     goal = batch["tally"][counts].clamp(max=MOST).expand(len(said), -1)
     tally = F.cross_entropy(said.flatten(0, 1), goal.flatten(), reduction="sum") / max(1, goal.numel())
-    answer = F.cross_entropy(logits.float(), targets)
+    each = F.cross_entropy(logits.float(), targets, reduction="none")
+    weight = torch.where(batch["tally"][answers[..., 0]] >= 0, counted, 1.0)
+    answer = (each * weight).sum() / weight.sum()
     right = (logits.argmax(-1) == targets).float().mean()
     paired = torch.stack(pair).mean()
-    loss = answer + guidance * (look + named + paired + tally) + apart
+    loss = answer + guidance * (look + named + paired + counted * tally) + apart
     return {
         "loss": loss,
         "answer": answer,

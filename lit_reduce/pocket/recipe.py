@@ -6,7 +6,8 @@
 4. ``translate``: the projector learns to say in the decoder's words what the tower sees.
 5. ``connect``: everything learns to answer together, easy-VQA included; from ``whole_from`` on with all 576 tokens in
    view, but for every third step: a model to reduce tokens of should not be thrown by missing ones.
-6. ``polish``: the same on new scenes, at a rate that starts anew; the stage to run again from an export.
+6. ``polish``: the same on new scenes, more at a time, at a rate that starts anew, and counting, which lags behind,
+   weighs double; the stage to run again from an export.
 7. ``export``: plain Hugging Face files.
 """
 
@@ -59,8 +60,10 @@ class RecipeSettings:
     connect_steps: int = 1800
     whole_from: int = 600
     connect_rate: float = 7e-4
-    polish_steps: int = 1000
-    polish_rate: float = 4e-4
+    polish_steps: int = 500
+    polish_scenes: int = 32
+    polish_rate: float = 5e-4
+    polish_counted: float = 2.0
 
 
 def lesson(step: int, eased: bool) -> dict[str, Tensor]:
@@ -103,7 +106,10 @@ def make(chosen: RecipeSettings) -> None:
     go: Callable[..., None] = partial(fit, folder=folder, device=device, workers=chosen.workers)
     watch = partial(_watch, model, heads, device)
     go_on = partial(_continue, folder, chosen.start is not None)
-    answering = comparing(model, distances, connect_loss(model, heads, symbols, device, easy=1))
+
+    def answering(counted: float) -> Any:
+        return comparing(model, distances, connect_loss(model, heads, symbols, device, easy=1, counted=counted))
+
     if "windows" in chosen.stages:
         if chosen.start is None:
             whiten(model)
@@ -128,27 +134,27 @@ def make(chosen: RecipeSettings) -> None:
         go_on("language", speaks)
         go_on("pictures", sees)
         go_on("translate", says)
-        go("connect", everything, partial(lecture, whole_from=chosen.whole_from), answering,
+        go("connect", everything, partial(lecture, whole_from=chosen.whole_from), answering(1.0),
            steps=chosen.connect_steps, lr=chosen.connect_rate)  # fmt: skip
     if "polish" in chosen.stages:
         go_on("connect", everything)
-        go("polish", everything, partial(encore, first=chosen.connect_steps), answering,
-           steps=chosen.polish_steps, lr=chosen.polish_rate)  # fmt: skip
+        go("polish", everything, partial(encore, first=chosen.connect_steps, scenes=chosen.polish_scenes),
+           answering(chosen.polish_counted), steps=chosen.polish_steps, lr=chosen.polish_rate)  # fmt: skip
     if "export" in chosen.stages:
         go_on("polish" if (folder / "polish.pt").is_file() else "connect", everything)
         fold(model)
         export(model, extra, folder / "pocket")
 
 
-def lecture(step: int, whole_from: int) -> dict[str, Tensor]:
+def lecture(step: int, whole_from: int, scenes: int = 6) -> dict[str, Tensor]:
     """The pictures of stage 5: parts of them until ``whole_from``; then all 576 tokens in two of three steps."""
     whole = step >= whole_from and step % 3 > 0
-    return question_batch(step, scenes=6, easy=1, **({"shown": None} if whole else {}))
+    return question_batch(step, scenes=scenes, easy=1, **({"shown": None} if whole else {}))
 
 
-def encore(step: int, first: int) -> dict[str, Tensor]:
+def encore(step: int, first: int, scenes: int) -> dict[str, Tensor]:
     """The pictures of stage 6: scenes that come after those of the ``first`` steps of stage 5, mostly whole."""
-    return lecture(first + step, whole_from=first)
+    return lecture(first + step, whole_from=first, scenes=scenes)
 
 
 def _watch(model: Any, heads: Heads, device: torch.device, _: int) -> dict[str, float]:

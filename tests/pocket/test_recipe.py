@@ -130,8 +130,10 @@ def test_pictures_are_shown_in_parts_and_later_whole_but_for_every_third_step() 
 
 
 def test_the_last_stage_sees_scenes_that_the_one_before_has_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int | None]] = []
-    monkeypatch.setattr(recipe, "question_batch", lambda step, scenes, easy, shown=208: asked.append((step, shown)))
+    asked: list[tuple[int, int, int | None]] = []
+    monkeypatch.setattr(
+        recipe, "question_batch", lambda step, scenes, easy, shown=208: asked.append((step, scenes, shown))
+    )
     for step in range(3):
-        recipe.encore(step, first=60)
-    assert asked == [(60, 208), (61, None), (62, None)]
+        recipe.encore(step, first=60, scenes=32)
+    assert asked == [(60, 32, 208), (61, 32, None), (62, 32, None)]
