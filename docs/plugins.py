@@ -50,8 +50,8 @@ FEW = ["yardsticks=[pool,fastervlm,cdpruner]"]  # covipal's table has them all
 
 def words(name: str, seed: int, asked: argparse.Namespace) -> list[str]:
     """The settings that train one."""
-    world = Path(asked.backbone).name
-    given = [f"reducer={name}", f"seed={seed}", f"backbone={asked.backbone}", f"output={asked.work / named(name, seed)}"]
+    world, output = Path(asked.backbone).name, asked.work / named(name, seed)
+    given = [f"reducer={name}", f"seed={seed}", f"backbone={asked.backbone}", f"output={output}"]
     return given + COMMON[world] + ([] if name == "covipal" and seed == 0 else FEW) + LONGER[world][name] + asked.set
 
 

@@ -189,14 +189,18 @@ def _merge(target: Any, schema: type, values: Mapping[str, Any], configs: Path, 
         if _is_group(schema, key) and isinstance(value, str) and value != MISSING:
             value = _group(schema, key, value, configs)
             target[key] = fresh[key]  # a newly chosen group forgets the one chosen before
-        elif _is_group(schema, key) and isinstance(value, Mapping) and "options" in _types(_types(schema)[key]):
-            if value.get("name", target[key].name) != target[key].name:
-                target[key].options = {}  # they are the options of what had been chosen
+        elif _is_group(schema, key) and _renamed(target[key], value):
+            target[key].options = {}  # they are those of what had been chosen
         try:
             target = OmegaConf.merge(target, {key: value})
         except (OmegaConfBaseException, ValueError, TypeError) as error:
             raise UserError(f"bad value in {origin}: {_one_line(error)}") from error
     return target
+
+
+def _renamed(group: Any, value: Any) -> bool:
+    """Whether ``value`` chooses another name in a group that has options of its name."""
+    return isinstance(value, Mapping) and "options" in group and value.get("name", group.name) != group.name
 
 
 def _group(schema: type, key: str, value: str, configs: Path) -> dict[str, Any]:
