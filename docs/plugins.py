@@ -28,7 +28,8 @@ from lit_reduce.plugin import CARD, CONFIG, WEIGHTS, load_plugin
 ROOT = Path(__file__).parents[1]
 SETTINGS, TABLE = "train.yaml", "table.json"
 # Beside configs/train.yaml and configs/train/NAME.yaml: longer than the default, which has ten minutes.
-COMMON = {"pocket": ["data.images=1400"], "pocket-hd": ["data.name=pocket-hd", "data.turns=6"]}
+HD = "data.name=pocket-hd data.turns=6 data.test_rows=100 pictures=2 val_every=80 table_batch=10 runs=0"
+COMMON = {"pocket": ["data.images=1400"], "pocket-hd": HD.split()}
 LONGER: dict[str, dict[str, list[str]]] = {
     "pocket": {
         "covipal": ["guide_steps=250", "steps=1100"],
@@ -41,10 +42,16 @@ LONGER: dict[str, dict[str, list[str]]] = {
         "remember": ["data.images=700"],  # so do the levels of the tower that it reads
     },
     "pocket-hd": {
-        "falcon": ["data.images=80"],
-        "flexattention": ["data.images=160"],
+        "falcon": [
+            "reducer.options.reatten=32", "data.images=80", "data.val_images=8", "steps=170", "val_budgets=[64]",
+            "table_budgets=[64]", "yardsticks=[]",
+        ],
+        "flexattention": [
+            "reducer.options.short=overview", "data.images=160", "data.val_images=12", "steps=480",
+            "budgets=[144,576]", "val_budgets=[576]", "table_budgets=[576]", "yardsticks=[overview,cdpruner]",
+        ],
     },
-}
+}  # fmt: skip
 FEW = ["yardsticks=[pool,fastervlm,cdpruner]"]  # covipal's table has them all
 
 
@@ -52,7 +59,8 @@ def words(name: str, seed: int, asked: argparse.Namespace) -> list[str]:
     """The settings that train one."""
     world, output = Path(asked.backbone).name, asked.work / named(name, seed)
     given = [f"reducer={name}", f"seed={seed}", f"backbone={asked.backbone}", f"output={output}"]
-    return given + COMMON[world] + ([] if name == "covipal" and seed == 0 else FEW) + LONGER[world][name] + asked.set
+    few = [] if name == "covipal" and seed == 0 else FEW
+    return [*given, *COMMON[world], *few, *LONGER[world][name], *asked.set]
 
 
 def named(name: str, seed: int) -> str:
