@@ -1,13 +1,16 @@
 """Makes the plug-ins that the repository ships: ``python docs/plugins.py [folder] [--seeds 0 1 2] [--names ...]``.
 
 Each is one call of ``train.py`` with the settings below, a process with one thread; ``--jobs`` of them run at a time.
-What is made goes to ``folder/NAME``, or ``folder/NAME-seed1`` and so on, with its settings beside it, and for seed 0
-with a table. What is there already, for this backbone, is left alone, and a call that was killed goes on where it was.
+What is made goes to ``folder/NAME``, or ``folder/NAME-seed1`` and so on, with its settings beside it. What is there
+already, for this backbone, is left alone, and a call that was killed goes on where it was.
 
-Where a machine with a GPU is lent for minutes only, ``--train-only`` leaves the tables to a later call elsewhere.
+covipal and the plug-ins of pocket-hd come with the table of ``train.py``; ``--train-only`` leaves it to a later call,
+say on another machine. The cards of the others get their figures from the table of all: ``lit-reduce table``, then
+``python docs/plugins.py --cards docs/learned.json``.
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -15,15 +18,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lit_reduce import settings
 from lit_reduce.backbones import load
 from lit_reduce.distill.settings import TrainSettings
-from lit_reduce.distill.train import PLUGIN, tell
+from lit_reduce.distill.train import PLUGIN, notes, tell
 from lit_reduce.files import atomic_folder
-from lit_reduce.plugin import CARD, CONFIG, WEIGHTS, load_plugin
+from lit_reduce.plugin import CARD, CONFIG, WEIGHTS, load_plugin, save_plugin
 
 ROOT = Path(__file__).parents[1]
 SETTINGS, TABLE = "train.yaml", "table.json"
@@ -52,15 +56,13 @@ LONGER: dict[str, dict[str, list[str]]] = {
         ],
     },
 }  # fmt: skip
-FEW = ["yardsticks=[pool,fastervlm,cdpruner]"]  # covipal's table has them all
 
 
 def words(name: str, seed: int, asked: argparse.Namespace) -> list[str]:
     """The settings that train one."""
     world, output = Path(asked.backbone).name, asked.work / named(name, seed)
     given = [f"reducer={name}", f"seed={seed}", f"backbone={asked.backbone}", f"output={output}"]
-    few = [] if name == "covipal" and seed == 0 else FEW
-    return [*given, *COMMON[world], *few, *LONGER[world][name], *asked.set]
+    return [*given, *COMMON[world], *LONGER[world][name], *asked.set]
 
 
 def named(name: str, seed: int) -> str:
@@ -80,7 +82,8 @@ def make(name: str, seed: int, asked: argparse.Namespace) -> str:
         if not called([str(ROOT / "train.py"), *given], log):
             return f"{target} failed, see {log}"
         ship(asked.work / target.name, target, resolved(words(name, seed, asked)).table_budgets)
-    if seed or asked.train_only or (target / TABLE).is_file():
+    told = (target / TABLE).is_file() or (Path(asked.backbone).name == "pocket" and name != "covipal")
+    if seed or asked.train_only or told:
         return f"{target} is there"
     log = asked.work / target.name / "table.log"
     if not called([__file__, str(asked.folder), "--table", name], log):
@@ -121,6 +124,33 @@ def add_table(target: Path) -> None:
         shutil.copy(path, target)
 
 
+def add_figures(folder: Path, report: dict[str, Any]) -> None:
+    """Writes the figures of the table of all into the cards of its plug-ins, but where a table of their own is.
+
+    Accuracy is the plug-in's own; relative to all tokens it is the mean over seeds, with its interval.
+    """
+    whole = report["whole"]["accuracy"]
+    for name, line in report["lines"].items():
+        budgets = {at: each for at, each in line.get("budgets", {}).items() if "relative" in each}
+        for number, plan in enumerate(line["plans"] if line["trained"] else []):
+            if (folder / plan / TABLE).is_file() or not budgets:
+                continue
+            reducer, config = load_plugin(folder / plan)
+            costs = report["costs"].get(name, {})
+            timed = {at: costs[at] for at in budgets if "first_token_ms" in costs.get(at, {})}
+            config.metrics = {
+                "accuracy": {"all": whole} | {at: each["each"][number] * whole for at, each in budgets.items()},
+                "of_all_tokens": {at: [each["relative"], each["relative_low"], each["relative_high"]]
+                                  for at, each in budgets.items()},
+                **{phase: {at: cost[phase]["median"] for at, cost in timed.items()}
+                   for phase in ("first_token_ms", "reducer_ms") if timed},
+                **{key: value for key, value in config.metrics.items() if not isinstance(value, dict)},
+            }  # fmt: skip
+            made = notes(resolved([f"config={folder / plan / SETTINGS}"]))
+            scored = f"Scored on {report['rows']} test questions; of_all_tokens: mean over {len(line['plans'])} seeds."
+            save_plugin(folder / plan, reducer, config, {"notes": f"{made} {scored}"})
+
+
 def main() -> None:
     """Makes all that are asked for and missing."""
     parser = argparse.ArgumentParser(
@@ -135,6 +165,7 @@ def main() -> None:
     parser.add_argument("--train-only", action="store_true", help="no tables")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further settings of train.py")
     parser.add_argument("--table", metavar="NAME", help="only the table of one that is there")
+    parser.add_argument("--cards", metavar="JSON", type=Path, help="only the cards, from the table of all")
     asked = parser.parse_args()
     world = Path(asked.backbone).name
     if world not in LONGER:
@@ -145,6 +176,9 @@ def main() -> None:
     asked.work = asked.work or Path("outputs") / "plugins" / world
     if asked.table:
         add_table(asked.folder / asked.table)
+        return
+    if asked.cards:
+        add_figures(asked.folder, json.loads(asked.cards.read_text()))
         return
     with ThreadPoolExecutor(asked.jobs) as pool:
         wanted = [(name, seed) for seed in asked.seeds for name in asked.names or LONGER[world]]
