@@ -148,7 +148,20 @@ def add_figures(folder: Path, report: dict[str, Any]) -> None:
             }  # fmt: skip
             made = notes(resolved([f"config={folder / plan / SETTINGS}"]))
             scored = f"Scored on {report['rows']} test questions; of_all_tokens: mean over {len(line['plans'])} seeds."
-            save_plugin(folder / plan, reducer, config, {"notes": f"{made} {scored}"})
+            save_plugin(
+                folder / plan, reducer, config, {"notes": " ".join([made, scored, *shortfalls(budgets, report)])}
+            )
+
+
+def shortfalls(budgets: dict[str, Any], report: dict[str, Any]) -> list[str]:
+    """Says where a plug-in is no better than the plainest yardsticks, average pooling and CLS attention's best."""
+    found = [
+        f"{name} at {at}"
+        for name in ("pool", "fastervlm")
+        for at, yardstick in report["lines"].get(name, {}).get("budgets", {}).items()
+        if at in budgets and budgets[at]["relative"] <= yardstick.get("relative", 0)
+    ]
+    return [f"No better than {', '.join(found)} tokens."] if found else []
 
 
 def main() -> None:
