@@ -8,7 +8,7 @@ from lit_reduce.backbones import Backbone, load
 from lit_reduce.pocket.quality import QualitySettings, blind, quality, scene_questions, score, table
 from lit_reduce.settings import BackboneSettings
 
-SCENES, TURNS = 3, 5
+SCENES, TURNS = 5, 6
 
 
 @pytest.fixture(scope="module")
