@@ -27,7 +27,7 @@ from lit_reduce.backbones import load
 from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.train import PLUGIN, notes, tell
 from lit_reduce.files import atomic_folder
-from lit_reduce.plugin import CARD, CONFIG, WEIGHTS, load_plugin, save_plugin
+from lit_reduce.plugin import CONFIG, load_plugin, save_plugin
 
 ROOT = Path(__file__).parents[1]
 SETTINGS, TABLE = "train.yaml", "table.json"
@@ -119,9 +119,8 @@ def add_table(target: Path) -> None:
     chosen = resolved([f"config={target / SETTINGS}"])
     reducer, config = load_plugin(target)
     output = Path(chosen.output)
-    tell(chosen, load(chosen.backbone.name, chosen.backbone.dtype), reducer, config, output)
-    for path in (output / PLUGIN / WEIGHTS, output / PLUGIN / CONFIG, output / PLUGIN / CARD, output / TABLE):
-        shutil.copy(path, target)
+    tell(chosen, load(chosen.backbone.name, chosen.backbone.dtype), reducer, config, output, target)
+    shutil.copy(output / TABLE, target)
 
 
 def add_figures(folder: Path, report: dict[str, Any]) -> None:

@@ -90,16 +90,18 @@ def train(chosen: TrainSettings) -> None:
     save_plugin(output / PLUGIN, reducer, config, {"notes": notes(chosen)})  # safe already while the table is made
     print(f"plug-in: {output / PLUGIN}; settings: {output / 'settings.yaml'}")
     if chosen.table_budgets:
-        tell(chosen, backbone, reducer, config, output)
+        tell(chosen, backbone, reducer, config, output, output / PLUGIN)
 
 
-def tell(chosen: TrainSettings, backbone: Backbone, reducer: Reducer, config: PluginConfig, output: Path) -> None:
-    """Compares a plug-in with the yardsticks: the table goes to ``output``, its figures to the card of the plug-in."""
+def tell(
+    chosen: TrainSettings, backbone: Backbone, reducer: Reducer, config: PluginConfig, output: Path, plugin: Path
+) -> None:
+    """Compares a plug-in with the yardsticks: the table goes to ``output``, its figures to the card in ``plugin``."""
     results = compare(chosen, backbone, reducer)
     report = write_report(results, output / "table.json")
     own = {name: value for name, value in config.metrics.items() if not isinstance(value, dict)}
     config.metrics = {**card_metrics(chosen.reducer.name, results), **own}
-    save_plugin(output / PLUGIN, reducer, config, {"notes": notes(chosen, results, backbone.model.device)})
+    save_plugin(plugin, reducer, config, {"notes": notes(chosen, results, backbone.model.device)})
     print(markdown(report), end="")
     print(f"table: {output / 'table'}.json, .md, .png")
 

@@ -98,7 +98,7 @@ def test_the_table_can_be_made_later_and_says_what_computed(chosen: TrainSetting
     assert config.metrics == {"trained_on": machine(torch.device("cpu"))}
     assert "4 steps of 4 questions, seed 0).\n" in (out / "plugin" / "README.md").read_text()
     config.metrics["trained_on"] = "a far machine"
-    tell(chosen, load(chosen.backbone.name), reducer, config, out)
+    tell(chosen, load(chosen.backbone.name), reducer, config, out, out / "plugin")
     after, told = load_plugin(out / "plugin")
     assert all(torch.equal(x, after.state_dict()[name]) for name, x in reducer.state_dict().items())
     assert set(told.metrics["accuracy"]) == {"all", "9", "4"}
