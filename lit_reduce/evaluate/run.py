@@ -1,7 +1,7 @@
 """``lit-reduce evaluate``: score a reducer on questions with answers and write the report."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -15,7 +15,7 @@ from lit_reduce.data.jsonl import Row, read_rows
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate.plan import Plan, find_plan
 from lit_reduce.evaluate.report import text_table, write_report
-from lit_reduce.evaluate.suite import Results, evaluate
+from lit_reduce.evaluate.suite import Asked, Results, evaluate
 from lit_reduce.files import check_writable
 from lit_reduce.settings import BackboneSettings, ReducerSettings
 from lit_reduce.tokens import Budget
@@ -108,20 +108,21 @@ def score(
     keeps: list[int | float],
     rows: list[Row],
     tolerant: bool = False,
+    known: Collection[Asked] = (),
 ) -> tuple[Results, Path]:
-    """Ask all questions under all plans, with a progress bar; a killed run goes on where it stopped.
+    """Ask all questions under all plans but what is known, with a progress bar; a killed run goes on where it stopped.
 
     Returns:
         What was found, and the journal that :func:`finish` puts beside the report.
     """
-    journal = _journal(chosen, backbone, plans, keeps)
+    journal = _journal(chosen, backbone, plans, keeps, known)
     if not tolerant:  # before there is a bar that an error would break into
         for plan, keep in product(plans.values(), keeps):
             replace(plan, keep=keep).check(backbone)
     with tqdm(total=len(rows), unit="row", desc="questions") as bar:
         results = evaluate(
             backbone, plans, keeps, rows, chosen.batch_size, bar.update, max_new_tokens=chosen.max_new_tokens,
-            timing_runs=chosen.runs, journal=journal, tolerant=tolerant,
+            timing_runs=chosen.runs, journal=journal, tolerant=tolerant, known=known,
         )  # fmt: skip
     return results, journal
 
@@ -135,9 +136,12 @@ def finish(chosen: ScoreSettings, journal: Path, written: list[Path]) -> None:
     print(f"written: {', '.join(str(path) for path in [*written, answers])}")
 
 
-def _journal(chosen: ScoreSettings, backbone: Backbone, plans: Mapping[str, Plan], keeps: list[int | float]) -> Path:
+def _journal(
+    chosen: ScoreSettings, backbone: Backbone, plans: Mapping[str, Plan], keeps: list[int | float],
+    known: Collection[Asked],
+) -> Path:  # fmt: skip
     """Where the answers grow. Its name holds a digest of all that decides them, so no other run is ever continued."""
-    made_by: list[Any] = [backbone.identity.hash, keeps, chosen.max_new_tokens]
+    made_by: list[Any] = [backbone.identity.hash, keeps, chosen.max_new_tokens, sorted(map(str, known))]
     for name, plan in plans.items():
         weights = None if plan.trained_for is None else plan.trained_for.weights_sha256
         made_by.append((name, plan.positions, weights, plan.reducer and (plan.reducer.name, plan.reducer.config)))

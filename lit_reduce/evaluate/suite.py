@@ -1,6 +1,6 @@
 """Accuracy of several plans at several budgets on the same questions, each picture encoded once for all of them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +21,8 @@ from lit_reduce.runtime import encode
 from lit_reduce.runtime.encode import Encoded
 
 ALL_TOKENS = "all tokens"
+Asked = tuple[str, int | float | None]
+"""A reducer's name and a budget; `ALL_TOKENS` and None for the plain backbone."""
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Results:
         backbone: Its id.
         rows: How many questions were asked.
         tokens: Visual tokens of an image before reduction.
-        scores: All tokens first, then every reducer at every budget.
+        scores: All tokens first, then every reducer at every budget; without what was left out.
         families: The kind of each question, in the order of the rows; None where it is not known.
     """
 
@@ -91,6 +93,7 @@ def evaluate(
     timing_runs: int = 0,
     journal: str | Path | None = None,
     tolerant: bool = False,
+    known: Collection[Asked] = (),
 ) -> Results:
     """Ask every question with all tokens and with every plan at every budget.
 
@@ -105,11 +108,13 @@ def evaluate(
         timing_runs: When above 0, time the first token of the first question this often for every plan.
         journal: A JSON-lines file that grows by a line a question; a run that was killed goes on after its last line.
         tolerant: A plan that fails becomes a score with its error, and the others go on; otherwise it stops the run.
+        known: What is left out, because an earlier run asked it.
 
     Raises:
         UserError: No rows, a row without an answer, a budget above the token count, a damaged picture.
     """
     scores = [Score(ALL_TOKENS, None), *(Score(name, keep) for name in plans for keep in keeps)]
+    scores = [score for score in scores if (score.reducer, score.keep) not in known]
     asked = {_key(score): _plan(plans, score) for score in scores}
     failed = Failures(tolerant)
     for key, plan in asked.items():

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lit_reduce.evaluate.resources import ModuleFlops
 from lit_reduce.evaluate.run import Named, ScoreSettings, check, open_backbone, questions, score
 from lit_reduce.evaluate.seeds import Lines, markdown, summary
 from lit_reduce.evaluate.stopwatch import CLOCKS
-from lit_reduce.evaluate.suite import ALL_TOKENS, Results, Score, reason
+from lit_reduce.evaluate.suite import ALL_TOKENS, Asked, Results, Score, evaluate, reason
 from lit_reduce.files import atomic_path, check_writable, write_atomic
 from lit_reduce.plugin import WEIGHTS
 from lit_reduce.settings import ReducerSettings
@@ -113,31 +114,33 @@ def answered(
     """Scores of all plans, from what was kept where that answers these questions; the rest is asked now."""
     store = Path(chosen.answers)
     asked = hashlib.sha256(repr([(row.source, row.prompt, row.answer) for row in rows]).encode()).hexdigest()
-    base = [__version__, backbone.identity.hash, asked, keeps, chosen.max_new_tokens]
-    files = {ALL_TOKENS: store / f"all-{_digest(base)}.json"}
-    for name, plan in plans.items():
+    base = [__version__, backbone.identity.hash, asked, chosen.max_new_tokens]
+    files: dict[Asked, Path] = {(ALL_TOKENS, None): store / f"all-{_digest(base)}.json"}
+    for (name, plan), keep in product(plans.items(), keeps):
         weights = None if plan.trained_for is None else plan.trained_for.weights_sha256
-        facts = [*base, weights, plan.positions, plan.reducer and (plan.reducer.name, plan.reducer.config)]
-        files[name] = store / f"{name.replace('/', '_')}-{_digest(facts)}.json"
-    new = {name: plan for name, plan in plans.items() if not files[name].is_file()}
-    found: dict[str, list[Score]] = {}
-    if new or not files[ALL_TOKENS].is_file():
+        facts = [*base, keep, weights, plan.positions, plan.reducer and (plan.reducer.name, plan.reducer.config)]
+        files[name, keep] = store / f"{name.replace('/', '_')}-{keep}-{_digest(facts)}.json"
+    known = {key for key, path in files.items() if path.is_file()}
+    found: dict[Asked, Score] = {}
+    if known != set(files):
+        # One question first: what fails there is not kept, so it is tried again next time, but not on all questions.
+        trial = evaluate(backbone, plans, keeps, rows[:1], max_new_tokens=1, tolerant=True, known=known)
+        found = {(one.reducer, one.keep): one for one in trial.scores if one.error is not None}
+    left_out = known | set(found)
+    if left_out != set(files):
         quick = replace(chosen, out=str(store / f"run-{asked[:12]}.json"), runs=0)
         check_writable(quick.out)
-        results, journal = score(quick, backbone, new, keeps, rows, tolerant=True)
+        results, journal = score(quick, backbone, plans, keeps, rows, tolerant=True, known=left_out)
         for one in results.scores:
-            found.setdefault(one.reducer, []).append(one)
-        for name, scores in found.items():
-            if all(one.error is None for one in scores):  # what failed is tried again
-                content = {"tokens": results.tokens, "families": results.families, "scores": list(map(asdict, scores))}
-                write_atomic(files[name], json.dumps(content) + "\n")
+            found[one.reducer, one.keep] = one
+            if one.error is None:
+                content = {"tokens": results.tokens, "families": results.families, "score": asdict(one)}
+                write_atomic(files[one.reducer, one.keep], json.dumps(content) + "\n")
         journal.unlink()
-    kept = {name: json.loads(path.read_text()) for name, path in files.items() if path.is_file()}
-    for name, content in kept.items():
-        found[name] = [Score(**entry) for entry in content["scores"]]
-    ordered = [one for name in [ALL_TOKENS, *plans] for one in found[name]]
-    whole = kept[ALL_TOKENS]
-    return Results(backbone.identity.id, len(rows), whole["tokens"], ordered, whole["families"])
+    kept = {key: json.loads(path.read_text()) for key, path in files.items() if key not in found}
+    found |= {key: Score(**content["score"]) for key, content in kept.items()}
+    whole = json.loads(files[ALL_TOKENS, None].read_text())
+    return Results(backbone.identity.id, len(rows), whole["tokens"], [found[key] for key in files], whole["families"])
 
 
 def _digest(facts: Sequence[Any]) -> str:

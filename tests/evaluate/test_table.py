@@ -116,7 +116,7 @@ def test_nothing_is_asked_twice_and_a_further_plug_in_alone(
     assert again["lines"] == before["lines"]
     plugin(tmp_path / "plugins" / "packer-seed1", tiny_folder, "packer", 7)
     table(chosen(runs=0))
-    assert set(asked) == {"all", "packer"}
+    assert set(asked) == {"packer"}
     more = json.loads((tmp_path / "docs" / "table.json").read_text())
     assert more["lines"]["covipal"] == before["lines"]["covipal"]
     assert more["lines"]["packer"]["budgets"]["9"]["seeds"] == 2
@@ -124,7 +124,7 @@ def test_nothing_is_asked_twice_and_a_further_plug_in_alone(
     plugin(tmp_path / "plugins" / "packer-seed1", tiny_folder, "packer", 8)  # trained anew: asked anew
     asked.clear()
     table(chosen(runs=0))
-    assert set(asked) == {"all", "packer"}
+    assert set(asked) == {"packer"}
 
 
 def test_what_fails_is_told_and_tried_again(
@@ -155,6 +155,35 @@ def test_what_fails_is_told_and_tried_again(
         table(chosen(clock="sun"))
     with pytest.raises(UserError, match="unknown reducer"):
         table(chosen(yardsticks=["gird"]))
+
+
+def test_a_budget_that_fails_costs_one_question(
+    chosen: Callable[..., TableSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lit_reduce.reducers.grid import GridReducer
+
+    asked: list[int] = []
+    real = GridReducer.reduce
+
+    def few(self: Any, tokens: Any, keep: int) -> Any:
+        asked.append(keep)
+        if keep > 4:
+            raise RuntimeError("4 at most")
+        return real(self, tokens, keep)
+
+    monkeypatch.setattr(GridReducer, "reduce", few)
+    table(chosen(runs=0))
+    budgets = json.loads((tmp_path / "docs" / "table.json").read_text())["lines"]["grid"]["budgets"]
+    assert budgets["9"]["error"] == "RuntimeError: 4 at most"
+    assert budgets["4"]["seeds"] == 1
+    assert asked.count(9) == 1
+    asked.clear()
+    table(chosen(runs=0))  # what succeeded is kept, what failed is tried on one question
+    assert asked == [9, 4]  # the latter to count its FLOPs
+    assert json.loads((tmp_path / "docs" / "table.json").read_text())["lines"]["grid"]["budgets"] == budgets
+    monkeypatch.setattr(GridReducer, "reduce", real)
+    table(chosen(runs=0))
+    assert json.loads((tmp_path / "docs" / "table.json").read_text())["lines"]["grid"]["budgets"]["9"]["seeds"] == 1
 
 
 def made() -> Results:
