@@ -59,8 +59,8 @@ class HdSettings:
     workers: int = 0
     scenes: int = 3
     shown: int = 640
-    steps: int = 800
-    whole_from: int = 780
+    steps: int = 720
+    whole_from: int = 480
     rate: float = 3e-4
 
 
