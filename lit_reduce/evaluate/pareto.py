@@ -72,7 +72,8 @@ def pareto(report: dict[str, Any], path: str | Path | BinaryIO) -> None:
     if "first_token_ms" in plain:
         label = f"{ALL_TOKENS} ({report['visual_tokens']})"
         axes.plot([plain["first_token_ms"]["median"]], [100], "k*", ms=13, label=label, zorder=4)
-    axes.set_xlabel("time to the first token, ms (median of alternating runs; bars: quartiles)")
+    clock = "processor time" if report.get("clock") == "cpu" else "time"
+    axes.set_xlabel(f"{clock} to the first token, ms (median of alternating runs; bars: quartiles)")
     axes.set_ylabel("accuracy, % of all tokens (bars: 95% intervals)")
     axes.grid(color="#dddddd", lw=0.7)
     axes.spines[["top", "right"]].set_visible(False)
