@@ -11,6 +11,7 @@ from lit_reduce.runtime.compact import Logical
 from lit_reduce.runtime.encode import Encoded
 from lit_reduce.runtime.flow import Prompt
 from lit_reduce.runtime.inside import stages_of
+from lit_reduce.runtime.rows import from_tower
 from lit_reduce.tokens import Budget
 
 
@@ -28,11 +29,13 @@ def staged(
     """
     prompt, pictures = Prompt.of(model, short, logical.kept, logical.grids), []
     depth = len(model.get_decoder().layers)
+    # A shared pass of the tower holds what others asked for, too, and not all of that has a row for each token.
+    asked = frozenset[str]().union(*(from_tower(reducer) for reducer, _ in sites.values()))
     for picture, anchors in zip(prompt.pictures, logical.anchors, strict=True):
         # Signals have a row for each token that was encoded: fewer than the image's where the tower was reduced.
         first = encoded.anchors[picture.number] if encoded.anchors else None
         rows = anchors if first is None else torch.searchsorted(first, anchors)
-        given = {name: x[picture.number][rows] for name, x in encoded.signals.items()}
+        given = {name: encoded.signals[name][picture.number][rows] for name in asked}
         stages: dict[str, dict[int, int]] = {
             site: stages_of(reducer, depth, picture.count, keep.count(picture.count))
             for site, (reducer, keep) in sites.items()

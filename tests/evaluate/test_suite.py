@@ -66,6 +66,7 @@ INSIDE = {
 def test_one_pass_of_the_tower_serves_all_but_those_inside_it(tiny: Backbone, rows: list[Row]) -> None:
     torch.manual_seed(0)
     plans = PLANS | {name: Plan(create(name, **options)) for name, options in INSIDE.items()}
+    plans |= {"prumerge": Plan(create("prumerge"))}  # asks for a signal without a row for each token
     for plan in plans.values():
         for weight in plan.reducer.parameters():
             weight.data += 0.3 * torch.randn_like(weight)

@@ -120,6 +120,17 @@ def test_a_tower_that_gives_all_back_refuses_signals_it_no_longer_has():
     assert attached.stats.kept < attached.stats.total
 
 
+def test_a_signal_of_the_whole_image_stays_with_who_asked_for_it():
+    tiny = build("llava")
+    found = []
+    for asked in ([], ["cls_query"]):
+        second = Every("decoder", ["keys", "last"])
+        with attach(tiny.model, [Every("projector", asked), second], keep=[35, 4]):
+            found.append(tiny.model(**tiny.inputs).logits)
+        assert {"keys", "cls_query"} & set(second.seen[0].signals) == {"keys"}
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
 def test_projector_decoder_and_cache_together(family):
     """Equals the hiding model that reads the prompt as the projector's reducer left it."""
