@@ -1,23 +1,25 @@
 """The model card that goes with a plug-in, made from its config alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _USE = """\
 ```bash
-python predict.py backbone={base} reducer=PATH_OR_HUB_ID keep=64 image=a.png prompt="What is it?"
+python predict.py backbone={base} reducer=PATH_OR_HUB_ID keep={keep} image=a.png prompt="What is it?"
 ```
 
 ```python
 from lit_reduce import attach
 
-with attach(model, "PATH_OR_HUB_ID", keep=64):
+with attach(model, "PATH_OR_HUB_ID", keep={keep}):
     output = model.generate(**inputs)
 ```"""
 
 
-def model_card(config: Mapping[str, Any], paper: str, parameters: int, extra: Mapping[str, Any]) -> str:
+def model_card(
+    config: Mapping[str, Any], paper: str, parameters: int, extra: Mapping[str, Any], unit: str = "image"
+) -> str:
     """Markdown with the YAML header that the hub reads.
 
     Args:
@@ -25,6 +27,7 @@ def model_card(config: Mapping[str, Any], paper: str, parameters: int, extra: Ma
         paper: Source of the method.
         parameters: Weights of the reducer.
         extra: More header entries, and ``notes``, text for the body.
+        unit: What a budget is for: an image, or a tile of one.
     """
     from huggingface_hub import ModelCardData
 
@@ -43,12 +46,12 @@ def model_card(config: Mapping[str, Any], paper: str, parameters: int, extra: Ma
     parts = [
         f"---\n{ModelCardData(ignore_metadata_errors=True, **header).to_yaml()}\n---",
         f"# {name} for {base}",
-        f"A lit_reduce plug-in: of an image's {backbone['tokens']} visual tokens it keeps a few.",
+        f"A lit_reduce plug-in: of an image's {_whole(backbone['tokens'])} it keeps a few.",
         "\n".join(
             [
                 f"- Backbone: `{base}` ({backbone['family']}, width {backbone['hidden_size']}); others are refused",
                 f"- Its weights: SHA-256 `{backbone['hash']}`",
-                f"- Budgets trained: {budgets} tokens per image",
+                f"- Budgets trained: {budgets} tokens per {unit}",
                 f"- Positions of the kept tokens: {config['positions']}",
                 f"- Size: {parameters:,} parameters",
                 f"- Written by lit_reduce {config['library_version']}",
@@ -58,7 +61,7 @@ def model_card(config: Mapping[str, Any], paper: str, parameters: int, extra: Ma
         "## Measured",
         metrics_table(config["metrics"]),
         "## Use",
-        _USE.format(base=base),
+        _USE.format(base=base, keep=_usual(config["budgets"])),
     ]
     if extra.get("notes"):
         parts.append(str(extra["notes"]).strip())
@@ -97,6 +100,15 @@ def short_id(backbone: str) -> str:
     path = Path(backbone)
     local = path.is_absolute() or len(path.parts) > 2 or backbone.startswith(".") or path.is_dir()
     return path.name if local else backbone
+
+
+def _usual(budgets: Sequence[int]) -> int:
+    """A budget for the example: 64, or the nearest that was trained."""
+    return min(max(64, min(budgets)), max(budgets)) if budgets else 64
+
+
+def _whole(tokens: int) -> str:
+    return f"{tokens} visual tokens" if tokens else "visual tokens, the more the larger it is,"
 
 
 def _descending(budget: str) -> tuple[float, str]:

@@ -38,7 +38,7 @@ class BackboneId:
         family: Model type, such as ``llava``.
         hidden_size: Width of the language model, and so of the projected visual tokens.
         vision_hidden_size: Width of the vision tower.
-        tokens: Visual tokens of one image.
+        tokens: Visual tokens of one image; 0 where that depends on its size.
         depth: Layers of the language model; 0 in files written before this was recorded.
     """
 
@@ -112,7 +112,9 @@ def save_plugin(
     )
     text = json.dumps(_plain(dataclasses.asdict(config)), indent=2, sort_keys=True, allow_nan=False) + "\n"
     extra = {"notes": card_extra} if isinstance(card_extra, str) else dict(card_extra or {})
-    card = model_card(dataclasses.asdict(config), paper=reducer.paper, parameters=_parameters(reducer), extra=extra)
+    # Inside the tower every tile is an image of its own; models that cut into tiles name no number of tokens.
+    unit = "tile of an image" if reducer.site == "encoder" and not config.backbone.tokens else "image"
+    card = model_card(dataclasses.asdict(config), reducer.paper, _parameters(reducer), extra, unit)
     with atomic_folder(folder) as temporary:
         (temporary / WEIGHTS).write_bytes(weights)
         (temporary / CONFIG).write_text(text, encoding="utf-8")

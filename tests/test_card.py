@@ -1,5 +1,6 @@
 """The model card: a header that the hub's own parser accepts, and the numbers that were measured."""
 
+import pytest
 from huggingface_hub import ModelCard
 
 from lit_reduce.card import metrics_table, model_card, short_id
@@ -40,6 +41,21 @@ def test_body_tells_backbone_budgets_numbers_and_how_to_load():
         assert part in text
     assert text.endswith("Made from a seed.\n")
     assert "notes" not in ModelCard(text).data.to_dict()
+
+
+def test_where_images_are_cut_into_tiles_the_card_says_so():
+    tiled = CONFIG | {"backbone": CONFIG["backbone"] | {"tokens": 0}}
+    text = model_card(tiled, "A paper", 1, {}, unit="tile of an image")
+    assert "of an image's visual tokens, the more" in text
+    assert "192, 16 tokens per tile of an image" in text
+    assert "of an image's 576 visual tokens it" in card()
+    assert "192, 16 tokens per image" in card()
+
+
+@pytest.mark.parametrize(("budgets", "keep"), [([192, 16], 64), ([288, 576], 288), ([32, 8], 32), ([], 64)])
+def test_the_example_keeps_what_was_trained(budgets, keep):
+    text = model_card(CONFIG | {"budgets": budgets}, "A paper", 1, {})
+    assert text.count(f"keep={keep} image") == text.count(f"keep={keep})") == 1
 
 
 def test_metrics_table_has_a_row_per_budget_from_most_to_fewest():
