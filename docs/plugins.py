@@ -32,7 +32,7 @@ from lit_reduce.plugin import CONFIG, load_plugin, save_plugin
 ROOT = Path(__file__).parents[1]
 SETTINGS, TABLE = "train.yaml", "table.json"
 # Beside configs/train.yaml and configs/train/NAME.yaml: longer than the default, which has ten minutes.
-HD = "data.name=pocket-hd data.turns=6 data.test_rows=100 pictures=2 val_every=80 table_batch=10 runs=0"
+HD = "data.name=pocket-hd data.turns=6 data.test_rows=300 pictures=2 val_every=80 table_batch=10 runs=0"
 COMMON = {"pocket": ["data.images=1400"], "pocket-hd": HD.split()}
 LONGER: dict[str, dict[str, list[str]]] = {
     "pocket": {
@@ -47,12 +47,12 @@ LONGER: dict[str, dict[str, list[str]]] = {
     },
     "pocket-hd": {
         "falcon": [
-            "reducer.options.reatten=32", "data.images=80", "data.val_images=8", "steps=170", "val_budgets=[64]",
+            "reducer.options.reatten=32", "data.images=160", "data.val_images=8", "steps=400", "val_budgets=[64]",
             "table_budgets=[64]", "yardsticks=[]",
         ],
         "flexattention": [
-            "reducer.options.short=overview", "data.images=160", "data.val_images=12", "steps=480",
-            "budgets=[144,576]", "val_budgets=[576]", "table_budgets=[576]", "yardsticks=[overview,cdpruner]",
+            "reducer.options.short=pool", "data.images=160", "data.val_images=12", "steps=480",
+            "budgets=[288,576]", "val_budgets=[576]", "table_budgets=[576]", "yardsticks=[overview,pool,cdpruner]",
         ],
     },
 }  # fmt: skip
