@@ -57,6 +57,12 @@ class Batch:
         """Model inputs; the labels say what no reducer may see."""
         return {"input_ids": self.ids, "attention_mask": self.mask, "labels": self.labels}
 
+    @property
+    def firsts(self) -> list[int]:
+        """The first question about each picture: what is done once for a picture is done for these."""
+        order: list[int] = self.picture.tolist()
+        return [order.index(picture) for picture in range(max(order) + 1)]
+
     def encoded(self, model: Any) -> Encoded:
         """The pictures as `encode` would give them, with the prompts' embeddings but not the answers'."""
         with torch.no_grad():

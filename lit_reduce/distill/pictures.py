@@ -32,8 +32,7 @@ def through_tower(model: Any, reducer: Reducer, batch: Batch, keep: int) -> tupl
     """
     if not batch.pixels:
         raise ValueError(f"'{reducer.name}' acts inside the tower, but the teacher was not asked for pixels")
-    order: list[int] = batch.picture.tolist()
-    rows = [order.index(picture) for picture in range(max(order) + 1)]
+    order, rows = batch.picture.tolist(), batch.firsts
     pixels = {k: x.to(model.dtype) if x.is_floating_point() else x for k, x in batch.pixels.items()}
     handle = install(model, family_of(model.config), reducer, Budget(keep))
     try:

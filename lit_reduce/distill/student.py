@@ -13,8 +13,8 @@ from lit_reduce.reducer import Reducer, ScoringReducer
 from lit_reduce.runtime.call import call
 from lit_reduce.runtime.compact import compact
 from lit_reduce.runtime.decoder import run_decoder
-from lit_reduce.runtime.digest import digest, retold
-from lit_reduce.runtime.encode import IGNORE
+from lit_reduce.runtime.digest import Digest, digest, retold
+from lit_reduce.runtime.encode import IGNORE, Encoded
 from lit_reduce.runtime.inside import Inside
 from lit_reduce.runtime.prompt import staged
 from lit_reduce.runtime.recall import Bank, looking_back
@@ -59,7 +59,7 @@ def hard_logits(
         with looking_back(model, reducer, Bank.of(model, reducer, batch.inputs, short, logical)):
             return _answers(model, short, None)
     if reducer.kind == "register":
-        told = digest(model, reducer, batch.inputs, encoded, keep)
+        told = _told(model, reducer, batch, encoded, keep)
         short = compact(model, batch.inputs, encoded, reducer, keep)[0]
         with retold(model, told, short):
             return _answers(model, short, None)
@@ -71,6 +71,14 @@ def hard_logits(
             return _answers(model, short, None)
     finally:
         inside.remove()
+
+
+def _told(model: Any, reducer: Reducer, batch: Batch, encoded: Encoded, keep: int) -> Digest:
+    """What learned tokens read of each picture, once for all questions about it."""
+    rows = batch.firsts
+    pictures = Encoded([encoded.features[row] for row in rows], [batch.grid] * len(rows), list(range(len(rows))))
+    inputs = {name: x[rows] for name, x in batch.inputs.items()}
+    return digest(model, reducer, inputs, pictures, keep).of(batch.picture.tolist())
 
 
 def soft_logits(model: Any, batch: Batch, gated: Gated) -> tuple[Tensor, Tensor, Tensor]:

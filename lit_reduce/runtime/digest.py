@@ -7,11 +7,11 @@ happens before any rotary embedding, so positions, caches, beams and masks are t
 serves any number of questions.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from lit_reduce.runtime.slots import left_padded
 from lit_reduce.tokens import Budget
 
 PARTS = ("q", "k", "v", "o")
+T = TypeVar("T")
 Encode = Callable[[dict[str, Any]], Encoded]
 
 
@@ -55,15 +56,19 @@ class Digest:
         """K."""
         return self.keys[0].shape[1]
 
-    def repeat(self, times: int) -> "Digest":
-        """The digest of a single picture, for several questions about it in one batch."""
-        e = self.encoded
+    def of(self, pictures: Sequence[int]) -> "Digest":
+        """The digest of some of the pictures, each as often as it is named: for several questions in one batch."""
+        e, order = self.encoded, torch.tensor(pictures, device=self.keys[0].device)
         many = replace(
-            e, features=e.features * times, grids=e.grids * times, samples=list(range(times)), kinds=e.kinds * times,
-            deepstack=[level * times for level in e.deepstack],
+            e, features=_of(e.features, pictures), grids=_of(e.grids, pictures), samples=list(range(len(pictures))),
+            kinds=_of(e.kinds, pictures), deepstack=[_of(level, pictures) for level in e.deepstack],
         )  # fmt: skip
-        keys, values = ([x.expand(times, -1, -1) for x in part] for part in (self.keys, self.values))
-        return Digest(keys, values, many, self.words * times, self.spent)
+        keys, values = ([x[order] for x in part] for part in (self.keys, self.values))
+        return Digest(keys, values, many, _of(self.words, pictures), self.spent)
+
+
+def _of(entries: list[T], pictures: Sequence[int]) -> list[T]:
+    return [entries[picture] for picture in pictures] if entries else []
 
 
 class _All(Reducer):
@@ -193,7 +198,7 @@ class Digesting:
             told = self.digest(inputs, encode)
             spent = told.spent
         elif len(told.words) == 1:
-            told = told.repeat(len(inputs["input_ids"]))
+            told = told.of([0] * len(inputs["input_ids"]))
         self._compare(told, inputs)
         short, logical = compact(self.model, inputs, told.encoded, self.reducer, told.kept, positions)
         self._reads = told, short

@@ -1,5 +1,6 @@
 """What a batch teaches: scores, new tokens, or answers alone; and what the teacher must tell for it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,24 @@ def test_learned_tokens_come_nearer_to_the_answers(tiny: Backbone, batch: Batch,
     for name, weight in voco.named_parameters():
         assert weight.grad.abs().max() > 1e-7, name
     assert all(weight.grad is None for weight in tiny.model.parameters())
+
+
+def test_learned_tokens_read_a_picture_once_for_all_questions(tiny: Backbone, batch: Batch) -> None:
+    voco = make_voco()
+    for weight in voco.parameters():
+        weight.data += 0.2 * torch.randn_like(weight)
+    count, pictures = len(batch.ids), int(batch.picture.max()) + 1
+    assert 1 < pictures < count
+    read: list[tuple[int, ...]] = []
+    tap = tiny.model.get_decoder().layers[0].register_forward_hook(lambda _, args, __: read.append(args[0].shape[:2]))
+    try:
+        found = hard_logits(tiny.model, voco, batch, 3)
+        apart = hard_logits(tiny.model, voco, replace(batch, picture=torch.arange(count)), 3)
+    finally:
+        tap.remove()
+    assert [rows for rows, _ in read] == [pictures, pictures, count, count, count, count]
+    for one, other in zip(found, apart, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_the_gradient_of_learned_tokens_is_the_slope(tiny: Backbone, batch: Batch) -> None:
