@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.selectors import topk_sorted
+from lit_reduce.ops.similarity import gather_tokens
 from lit_reduce.tokens import Reduction, VisualTokens
 
 KINDS = ("select", "resample", "register", "skip", "recall", "policy")
@@ -132,7 +133,11 @@ class Reducer(nn.Module):
 
 
 class ScoringReducer(Reducer):
-    """A reducer that gives each token a score and keeps the best; it writes only `score`."""
+    """A reducer that gives each token a score and keeps the best; it writes only `score`.
+
+    A part of the budget may go to tokens that stand for all that is dropped: then it says how many (`spare`) and makes
+    them (`stand_in`). They take the places of the lowest scores.
+    """
 
     guided = "scores"
 
@@ -140,10 +145,46 @@ class ScoringReducer(Reducer):
         """Scores ``[B, N]``, higher is kept."""
         raise NotImplementedError(f"{type(self).__name__} must define score")
 
+    def spare(self, keep: int) -> int:  # noqa: ARG002  (methods read it)
+        """How many of ``keep`` tokens are not chosen, but stand for those that are dropped."""
+        return 0
+
+    def stand_in(self, tokens: VisualTokens, dropped: Tensor, count: int) -> Tensor:
+        """Those tokens, ``[B, count, D]``, where ``dropped`` ``[B, N]`` bool says for whom."""
+        raise NotImplementedError(f"{type(self).__name__} must define stand_in")
+
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Keep the ``keep`` best scores in raster order; of equal scores the lower raster index wins."""
-        scores = self.score(tokens)
-        return Reduction(topk_sorted(scores, keep), scores=scores)
+        """Keep the best scores in raster order; of equal scores the lower raster index wins."""
+        scores, spare = self.score(tokens), self.spare(keep)
+        kept = topk_sorted(scores, keep - spare)
+        if not spare:
+            return Reduction(kept, scores=scores)
+        anchors, features = self.with_rest(tokens, scores, kept, kept, spare)
+        anchors = anchors.sort(1).values
+        return Reduction(anchors, features=gather_tokens(features, anchors), scores=scores)
+
+    def with_rest(
+        self, tokens: VisualTokens, scores: Tensor, kept: Tensor, entering: Tensor, spare: int
+    ) -> tuple[Tensor, Tensor]:
+        """Stand-ins added to what enters the model, which in training is more than what is kept.
+
+        Args:
+            tokens: All tokens.
+            scores: ``[B, N]``.
+            kept: ``[B, k]``, the best.
+            entering: ``[B, M]``, whose places are taken; at most N - ``spare``.
+            spare: Stand-ins of an image.
+
+        Returns:
+            ``entering`` and behind it the places of the stand-ins ``[B, M + spare]``, and all features ``[B, N, D]``,
+            in which they stand there.
+        """
+        dropped = torch.ones_like(scores, dtype=torch.bool).scatter(1, kept, False)
+        taken = torch.zeros_like(dropped).scatter(1, entering, True)
+        places = topk_sorted((-scores.detach()).masked_fill(taken, -torch.inf), spare)
+        made = self.stand_in(tokens, dropped, spare).to(tokens.features)
+        index = places[..., None].expand_as(made)
+        return torch.cat([entering, places], 1), tokens.features.scatter(1, index, made)
 
 
 _REGISTER: dict[str, type[Reducer]] = {}

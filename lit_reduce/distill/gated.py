@@ -10,6 +10,8 @@ from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.draws import normal, uniform
 from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.ops.gates import anneal, concrete, drown, exact_budget, key_bias
+from lit_reduce.reducer import ScoringReducer
+from lit_reduce.tokens import VisualTokens
 
 FLOOR = 1e-6  # weight that a dropped key keeps in the backward pass, so that it can earn its way back
 
@@ -82,6 +84,29 @@ def noisy(features: Tensor, scores: Tensor, keep: int, tau: float, candidates: i
     index = inside[..., None].expand(-1, -1, features.shape[-1])
     made = drown(features.gather(1, index), gates.gather(1, inside), size * noise.to(features))
     return Gated(inside, gates, features=features.scatter(1, index, made))
+
+
+def with_rest(gated: Gated, reducer: ScoringReducer, tokens: VisualTokens, scores: Tensor, keep: int) -> Gated:
+    """The reducer's stand-ins of the rest enter, too, always open; nothing where it makes none.
+
+    Args:
+        gated: Of the tokens that the reducer chooses among.
+        reducer: Makes them of what it would drop.
+        tokens: What it sees.
+        scores: ``[B, N]`` of it.
+        keep: All tokens of the budget.
+    """
+    spare = reducer.spare(keep)
+    if not spare:
+        return gated
+    kept = _order(scores)[:, : keep - spare]
+    anchors, features = reducer.with_rest(tokens, scores, kept, gated.anchors, spare)
+    if gated.features is not None:
+        made = torch.zeros_like(scores, dtype=torch.bool).scatter(1, anchors[:, -spare:], True)
+        features = torch.where(made[..., None], features, gated.features.to(features))
+    anchors, order = anchors.sort(1)
+    bias = None if gated.bias is None else torch.nn.functional.pad(gated.bias, (0, spare)).gather(1, order)
+    return Gated(anchors, gated.gates, bias, features)
 
 
 def _exact(_: Batch, scores: Tensor, keep: int, candidates: int, settings: TrainSettings) -> Gated:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lit_reduce.distill.batch import Batch
-from lit_reduce.distill.gated import GATES
+from lit_reduce.distill.gated import GATES, with_rest
 from lit_reduce.distill.losses import hinge, listwise, reading
 from lit_reduce.distill.settings import TrainSettings
-from lit_reduce.distill.student import hard_logits, reduce, score, soft_logits
+from lit_reduce.distill.student import hard_logits, reduce, sees, soft_logits
 from lit_reduce.ops.gates import budget_gap
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -90,7 +90,8 @@ class ScoreLesson(Lesson):
 
     def __init__(self, model: Any, reducer: Any, batch: Batch, keep: int, settings: TrainSettings) -> None:
         super().__init__(model, reducer, batch, keep, settings)
-        self.keep, self.scores = keep, score(model, reducer, batch)
+        self.keep, self.tokens = keep, sees(model, reducer, batch)
+        self.scores: Tensor = reducer.score(self.tokens)
 
     def guidance(self) -> dict[str, Tensor]:
         """The ranking loss."""
@@ -101,16 +102,19 @@ class ScoreLesson(Lesson):
         return {"loss": found["rank"] + self.settings.loss.hinge * found["hinge"], **found}
 
     def answers(self) -> Answers:
-        """Of the gated tokens."""
-        candidates = math.ceil(self.settings.candidates * self.keep)
-        self.gated = GATES[self.settings.gate](self.batch, self.scores, self.keep, candidates, self.settings)
+        """Of the gated tokens, and of what stands for the rest."""
+        spare = self.reducer.spare(self.keep)
+        self.chosen = self.keep - spare
+        candidates = min(math.ceil(self.settings.candidates * self.chosen), self.scores.shape[1] - spare)
+        gated = GATES[self.settings.gate](self.batch, self.scores, self.chosen, candidates, self.settings)
+        self.gated = with_rest(gated, self.reducer, self.tokens, self.scores, self.keep)
         return soft_logits(self.model, self.batch, self.gated)
 
     def penalty(self) -> dict[str, Tensor]:
         """Random gates should not stray from the budget; the others cannot."""
         if self.settings.gate != "concrete":
             return {}
-        return {"budget": self.settings.loss.budget * budget_gap(self.gated.gates, self.keep)}
+        return {"budget": self.settings.loss.budget * budget_gap(self.gated.gates, self.chosen)}
 
 
 class LayerLesson(Lesson):

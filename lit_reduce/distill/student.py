@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.gated import Gated
 from lit_reduce.distill.pictures import registers, through_tower
-from lit_reduce.reducer import Reducer, ScoringReducer
+from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.call import call
 from lit_reduce.runtime.compact import compact
 from lit_reduce.runtime.decoder import run_decoder
@@ -21,10 +21,9 @@ from lit_reduce.runtime.recall import Bank, looking_back
 from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
 
-def score(model: Any, reducer: ScoringReducer, batch: Batch) -> Tensor:
-    """The reducer's scores ``[B, N]`` of a batch, with gradient."""
-    encoded = batch.encoded(model)
-    return reducer.score(encoded.tokens(list(range(len(batch.ids))), reducer.signals))
+def sees(model: Any, reducer: Reducer, batch: Batch) -> VisualTokens:
+    """What a reducer before the language model sees of every question's picture."""
+    return batch.encoded(model).tokens(list(range(len(batch.ids))), reducer.signals)
 
 
 def reduce(model: Any, reducer: Reducer, batch: Batch, keep: int) -> Reduction:
@@ -32,7 +31,7 @@ def reduce(model: Any, reducer: Reducer, batch: Batch, keep: int) -> Reduction:
     if reducer.kind == "register" and reducer.site == "encoder":
         anchors, features, owner = registers(model, reducer, batch, keep)
         return Reduction(anchors, features=features, assignment=owner)
-    return call(reducer, batch.encoded(model).tokens(list(range(len(batch.ids))), reducer.signals), keep)
+    return call(reducer, sees(model, reducer, batch), keep)
 
 
 def hard_logits(

@@ -19,6 +19,10 @@ class CoViPALConfig(ReducerConfig):
     width: int = field(default=96, metadata={"help": "width inside the predictor"})
     layers: int = field(default=2, metadata={"help": "blocks of image self-attention, image-to-prompt attention, MLP"})
     heads: int = field(default=4, metadata={"help": "attention heads of each block"})
+    rest: int = field(
+        default=0,
+        metadata={"help": "tokens that stand for all that is dropped, within the budget; 0 for none, as in the paper"},
+    )
 
 
 @register
@@ -28,6 +32,10 @@ class CoViPAL(ScoringReducer):
     One input map serves image and prompt, which live in the same space; type embeddings and a 2-D sine-cosine place
     tell them apart. Each block lets image tokens look at one another, then at the prompt. Depth, width and the places
     are our reading: the paper's text was not available.
+
+    A frozen model weighs what it sees against all the rest: where nearly all of the background is gone it counts one
+    object too many. So ``rest`` tokens of the budget, a quarter of it at most, are the mean of what is dropped and a
+    learned vector each, which distillation gives the weight that the rest had. They are our addition.
 
     Source: CoViPAL, arXiv 2508.17243 (S = p_theta(H_v, H_t), top-K of S).
     """
@@ -49,6 +57,11 @@ class CoViPAL(ScoringReducer):
         self.normal = nn.RMSNorm(size, eps=1e-6)
         self.kinds = nn.Parameter(torch.zeros(2, width))
         self.blocks = nn.ModuleList(Block(width, self.config.heads) for _ in range(self.config.layers))
+        if self.config.rest < 0:
+            raise UserError(f"covipal: rest={self.config.rest}: give 0 or more")
+        if self.config.rest:
+            self.kind = "resample"
+            self.rest = nn.Parameter(0.02 * torch.randn(self.config.rest, size))
         # No bias: it would raise all scores alike, which no ranking notices.
         self.leave = nn.Sequential(nn.RMSNorm(width, eps=1e-6), nn.Linear(width, 1, bias=False))
 
@@ -62,6 +75,16 @@ class CoViPAL(ScoringReducer):
             image = block(image, words, text_mask)
         scores: Tensor = self.leave(image)[..., 0]
         return scores
+
+    def spare(self, keep: int) -> int:
+        """A quarter of the budget at most."""
+        rest: int = self.config.rest
+        return min(rest, keep // 4)
+
+    def stand_in(self, tokens: VisualTokens, dropped: Tensor, count: int) -> Tensor:
+        """The mean of what is dropped, and what was learned."""
+        share = dropped.to(tokens.features) / dropped.sum(1, keepdim=True).clamp_min(1)
+        return share[:, None] @ tokens.features + self.rest[:count]
 
 
 class Block(nn.Module):

@@ -13,7 +13,7 @@ from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.draws import normal, uniform
 from lit_reduce.distill.gated import GATES, exact, noisy, random
 from lit_reduce.distill.module import Distiller
-from lit_reduce.distill.student import hard_logits, score, soft_logits
+from lit_reduce.distill.student import hard_logits, sees, soft_logits
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.decoder import run_decoder
@@ -61,7 +61,7 @@ def test_random_gates_of_few_candidates_are_the_open_ones() -> None:
 
 
 def test_noise_spares_what_is_kept_and_drowns_the_rest(tiny: Backbone, batch: Batch, covipal: Reducer) -> None:
-    scores = score(tiny.model, covipal, batch).detach()
+    scores = covipal.score(sees(tiny.model, covipal, batch)).detach()
     noise = normal(0, 0, batch.numbers, 36, 32)
     gated = noisy(batch.features, scores, 9, 1e-5, 36, noise)
     kept = torch.zeros(5, 36, dtype=torch.bool).scatter(1, scores.topk(9).indices, True)

@@ -7,7 +7,7 @@ from lit_reduce.backbones import Backbone
 from lit_reduce.data.groups import Group
 from lit_reduce.distill.batch import Batch, make_batch
 from lit_reduce.distill.gated import exact
-from lit_reduce.distill.student import hard_logits, score, soft_logits
+from lit_reduce.distill.student import hard_logits, sees, soft_logits
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.decoder import run_decoder
@@ -19,7 +19,7 @@ from lit_reduce.runtime.encode import prompt_text
 def test_soft_equals_hard(tiny: Backbone, batch: Batch, covipal: Reducer, candidates: int, tau: float) -> None:
     with torch.no_grad():
         hard, labels, rows = hard_logits(tiny.model, covipal, batch, 10)
-        gated = exact(score(tiny.model, covipal, batch), 10, tau, candidates)
+        gated = exact(covipal.score(sees(tiny.model, covipal, batch)), 10, tau, candidates)
         soft, *same = soft_logits(tiny.model, batch, gated)
         other, *_ = hard_logits(tiny.model, covipal, batch, 9)
     # A dropped key keeps a weight of 1e-6.
@@ -41,7 +41,7 @@ def test_keeping_all_is_the_teacher(tiny: Backbone, batch: Batch, covipal: Reduc
 def test_dropping_equals_hiding(tiny: Backbone, batch: Batch, covipal: Reducer) -> None:
     with torch.no_grad():
         hard, *_ = hard_logits(tiny.model, covipal, batch, 7)
-        best = score(tiny.model, covipal, batch).topk(7, dim=1).indices
+        best = covipal.score(sees(tiny.model, covipal, batch)).topk(7, dim=1).indices
         mask = batch.mask.clone()
         for row, kept in enumerate(best):
             image = (batch.ids[row] == tiny.model.config.image_token_id).nonzero()[:, 0]
@@ -57,7 +57,7 @@ def test_dropping_equals_hiding(tiny: Backbone, batch: Batch, covipal: Reducer) 
 def test_gradients_reach_the_reducer_and_nothing_else(
     tiny: Backbone, batch: Batch, covipal: Reducer, candidates: int
 ) -> None:
-    scores = score(tiny.model, covipal, batch)
+    scores = covipal.score(sees(tiny.model, covipal, batch))
     scores.retain_grad()
     logits, labels, _ = soft_logits(tiny.model, batch, exact(scores, 6, 0.3, candidates))
     torch.nn.functional.cross_entropy(logits, labels).backward()

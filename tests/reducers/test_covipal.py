@@ -130,3 +130,40 @@ def test_its_default_size_is_at_most_a_twentieth_of_pocket() -> None:
     assert pocket.config.text_config.hidden_size == 256
     ours = sum(p.numel() for p in reducer.parameters())
     assert ours <= 0.05 * sum(p.numel() for p in pocket.parameters())
+
+
+def resting(rest: int) -> Reducer:
+    reducer = create("covipal", hidden_size=WIDTH, width=16, heads=2, rest=rest).eval()
+    generator = torch.Generator().manual_seed(0)
+    for weight in reducer.parameters():
+        weight.data.normal_(0, 0.5, generator=generator)
+    return reducer
+
+
+@pytest.mark.parametrize(("keep", "spare"), [(11, 2), (8, 2), (7, 1), (4, 1), (3, 0)])
+def test_some_tokens_of_the_budget_stand_for_all_that_is_dropped(keep: int, spare: int) -> None:
+    """Against a loop in float64: the mean of what is dropped and a learned vector, in the places of the worst."""
+    reducer, tokens = resting(2), make()
+    reduction = reducer(tokens, keep)
+    assert reduction.anchors.shape == (3, keep)
+    made = reduction.gather(tokens)
+    for image in range(3):
+        scores = reducer.score(tokens)[image].tolist()
+        ranked = sorted(range(12), key=lambda n: -scores[n])
+        best, places = ranked[: keep - spare], sorted(ranked[12 - spare :])
+        assert reduction.anchors[image].tolist() == sorted(best + places)
+        dropped = [n for n in range(12) if n not in best]
+        mean = torch.stack([tokens.features[image, n].double() for n in dropped]).mean(0)
+        for place, token in zip(reduction.anchors[image].tolist(), made[image], strict=True):
+            stands = place in places
+            expected = mean + reducer.rest[places.index(place)].double() if stands else tokens.features[image, place]
+            torch.testing.assert_close(token.double(), expected.double(), atol=1e-5, rtol=1e-5)
+
+
+def test_what_stands_for_the_rest_is_an_option() -> None:
+    plain, more = create("covipal", hidden_size=WIDTH), create("covipal", hidden_size=WIDTH, rest=4)
+    assert (plain.kind, more.kind) == ("select", "resample")
+    assert set(more.state_dict()) - set(plain.state_dict()) == {"rest"}
+    assert plain(make(), 5).features is None
+    with pytest.raises(UserError, match="rest=-1"):
+        create("covipal", hidden_size=WIDTH, rest=-1)
