@@ -1,6 +1,7 @@
 """Makes the plug-ins that the repository ships: ``python docs/plugins.py [folder] [--seeds 0 1 2] [--names ...]``.
 
-Each is one call of ``train.py`` with the settings below, a process with one thread; ``--jobs`` of them run at a time.
+Each is one call of ``train.py`` with the settings below, or two of which the second begins with what the first made,
+in a process with one thread; ``--jobs`` of them run at a time.
 What is made goes to ``folder/NAME``, or ``folder/NAME-seed1`` and so on, with its settings beside it. What is there
 already, for this backbone, is left alone, and a call that was killed goes on where it was.
 
@@ -30,18 +31,21 @@ from lit_reduce.files import atomic_folder
 from lit_reduce.plugin import CONFIG, load_plugin, save_plugin
 
 ROOT = Path(__file__).parents[1]
-SETTINGS, TABLE = "train.yaml", "table.json"
+SETTINGS, BEFORE, TABLE, LOG = "train.yaml", "first.yaml", "table.json", "run.log"
 # Beside configs/train.yaml and configs/train/NAME.yaml: longer than the default, which has ten minutes.
 HD = "data.name=pocket-hd data.turns=6 data.test_rows=300 pictures=2 val_every=80 table_batch=10 runs=0"
 COMMON = {"pocket": ["data.images=1400"], "pocket-hd": HD.split()}
 LONGER: dict[str, dict[str, list[str]]] = {
     "pocket": {
-        "covipal": ["guide_steps=250", "steps=1100"],
+        "covipal": [
+            "reducer.options.rest=4", "only=[rest]", "guide_steps=0", "steps=150", "warmup=10", "ema=0.95",
+            "val_every=50",
+        ],
         "packer": [],
         "atp": [],
         "falcon": ["data.images=600"],  # it reads pixels, which take room in the cache
         "mod": [],
-        "voco": [],
+        "voco": ["data.images=2400", "steps=900"],
         "flexattention": [],
         "remember": ["data.images=700"],  # so do the levels of the tower that it reads
     },
@@ -58,11 +62,35 @@ LONGER: dict[str, dict[str, list[str]]] = {
 }  # fmt: skip
 
 
+# A call before that: covipal learns to choose first, and then what stands for the rest.
+FIRST: dict[str, dict[str, list[str]]] = {
+    "pocket": {"covipal": ["guide_steps=250", "steps=1100"]}, "pocket-hd": {},
+}  # fmt: skip
+
+
 def words(name: str, seed: int, asked: argparse.Namespace) -> list[str]:
     """The settings that train one."""
     world, output = Path(asked.backbone).name, asked.work / named(name, seed)
-    given = [f"reducer={name}", f"seed={seed}", f"backbone={asked.backbone}", f"output={output}"]
-    return [*given, *COMMON[world], *LONGER[world][name], *asked.set]
+    begun = [f"start={before(output) / PLUGIN}"] if name in FIRST[world] else []
+    return [*_given(name, seed, asked, output), *LONGER[world][name], *begun, *asked.set]
+
+
+def words_before(name: str, seed: int, asked: argparse.Namespace) -> list[str]:
+    """The settings of the call before, if there is one."""
+    world, output = Path(asked.backbone).name, before(asked.work / named(name, seed))
+    return [*_given(name, seed, asked, output), *FIRST[world][name], *asked.set] if name in FIRST[world] else []
+
+
+def before(output: Path) -> Path:
+    """Where the call before puts what it makes."""
+    return output.with_name(f"{output.name}-first")
+
+
+def _given(name: str, seed: int, asked: argparse.Namespace, output: Path) -> list[str]:
+    world = Path(asked.backbone).name
+    return [
+        f"reducer={name}", f"seed={seed}", f"backbone={asked.backbone}", f"output={output}", *COMMON[world],
+    ]  # fmt: skip
 
 
 def named(name: str, seed: int) -> str:
@@ -77,11 +105,12 @@ def make(name: str, seed: int, asked: argparse.Namespace) -> str:
         if load_plugin(target)[1].backbone.hash != load(asked.backbone).identity.hash:
             return f"{target} is of another backbone: remove it first"
     else:
-        log = asked.work / target.name / "run.log"
-        given = [*words(name, seed, asked), "table_budgets=[]"]
-        if not called([str(ROOT / "train.py"), *given], log):
-            return f"{target} failed, see {log}"
-        ship(asked.work / target.name, target, resolved(words(name, seed, asked)).table_budgets)
+        output = asked.work / target.name
+        for place, given in ((before(output), words_before(name, seed, asked)), (output, words(name, seed, asked))):
+            done = (place / PLUGIN / CONFIG).is_file()
+            if given and not done and not called([str(ROOT / "train.py"), *given, "table_budgets=[]"], place / LOG):
+                return f"{target} failed, see {place / LOG}"
+        ship(output, target, resolved(words(name, seed, asked)).table_budgets)
     told = (target / TABLE).is_file() or (Path(asked.backbone).name == "pocket" and name != "covipal")
     if seed or asked.train_only or told:
         return f"{target} is there"
@@ -107,11 +136,17 @@ def resolved(given: list[str]) -> TrainSettings:
 
 
 def ship(output: Path, target: Path, budgets: list[int]) -> None:
-    """Puts what a call made, and the settings it had, into place."""
+    """Puts what a call made, and the settings it had, into place; with those of the call before."""
+    had, first = resolved([f"config={output / 'settings.yaml'}"]), before(output)
     with atomic_folder(target) as partial:
         shutil.copytree(output / PLUGIN, partial, dirs_exist_ok=True)
-        had = resolved([f"config={output / 'settings.yaml'}"])
         settings.save(replace(had, table_budgets=budgets), Path(partial) / SETTINGS)
+        if (first / PLUGIN / CONFIG).is_file():
+            shutil.copy(first / "settings.yaml", Path(partial) / BEFORE)
+            reducer, config = load_plugin(partial)
+            began = load_plugin(first / PLUGIN)[1].metrics["trained_on"]
+            config.metrics["trained_on"] = f"first {began}, then {config.metrics['trained_on']}"
+            save_plugin(partial, reducer, config, {"notes": notes(had)})
 
 
 def add_table(target: Path) -> None:

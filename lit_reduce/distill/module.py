@@ -100,7 +100,8 @@ class Distiller(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW on the reducer, linear warm-up, cosine down to a hundredth."""
         s = self.settings
-        optimizer = torch.optim.AdamW(self.reducer.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay)
+        trained = [weight for weight in self.reducer.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=s.learning_rate, weight_decay=s.weight_decay)
 
         def factor(step: int) -> float:
             if step < s.warmup:

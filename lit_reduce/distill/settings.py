@@ -43,6 +43,8 @@ class TrainSettings:
     reducer: ReducerSettings = field(default_factory=lambda: ReducerSettings("covipal"))
     data: DataSettings = field(default_factory=DataSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    start: str | None = None
+    only: list[str] | None = None
     output: str = "outputs/train"
     seed: int = 0
     budgets: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 192])

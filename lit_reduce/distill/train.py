@@ -31,7 +31,7 @@ from lit_reduce.evaluate.plan import Plan
 from lit_reduce.evaluate.report import markdown, summary, write_report
 from lit_reduce.evaluate.suite import ALL_TOKENS, Results, evaluate
 from lit_reduce.files import check_writable
-from lit_reduce.plugin import FORMAT_VERSION, PluginConfig, create_for, save_plugin
+from lit_reduce.plugin import FORMAT_VERSION, PluginConfig, create_for, load_plugin, save_plugin
 from lit_reduce.precision import fast_in_bfloat16
 from lit_reduce.reducer import Reducer, create, find
 from lit_reduce.runtime.rows import from_tower
@@ -164,8 +164,46 @@ def precision_of(chosen: TrainSettings, backbone: Backbone) -> str:
 
 
 def fresh_reducer(chosen: TrainSettings, backbone: Backbone) -> Reducer:
-    """Makes the reducer, as wide as the backbone."""
-    return create_for(backbone.identity, chosen.reducer.name, chosen.reducer.options)
+    """Makes the reducer, as wide as the backbone, with the weights to begin with when there are any."""
+    reducer = create_for(backbone.identity, chosen.reducer.name, chosen.reducer.options)
+    if chosen.start is not None:
+        begin_with(reducer, load_plugin(chosen.start)[0], chosen.start)
+    if chosen.only is not None:
+        freeze_but(reducer, chosen.only)
+    return reducer
+
+
+def freeze_but(reducer: Reducer, only: list[str]) -> None:
+    """Lets some weights train alone.
+
+    Raises:
+        UserError: A name that means no weight.
+    """
+    names = [name for name, _ in reducer.named_parameters()]
+    for part in only or [""]:
+        if not any(f"{name}.".startswith(f"{part}.") for name in names):
+            known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            raise UserError(f"only={only}: {reducer.name} has no weights '{part}' with these options; it has {known}")
+    for name, weight in reducer.named_parameters():
+        weight.requires_grad_(any(f"{name}.".startswith(f"{part}.") for part in only))
+
+
+def begin_with(reducer: Reducer, other: Reducer, path: str) -> None:
+    """Copies weights from another reducer of the kind; what that lacks stays fresh.
+
+    It may have been trained on another backbone, as long as widths are the same.
+
+    Raises:
+        UserError: Another method, other shapes, or weights for which there is no place.
+    """
+    own, given = reducer.state_dict(), other.state_dict()
+    if other.name != reducer.name:
+        raise UserError(f"start={path} is of {other.name}, but {reducer.name} is to be trained")
+    for name, x in given.items():
+        if name not in own or own[name].shape != x.shape:
+            here = "nothing" if name not in own else str(list(own[name].shape))
+            raise UserError(f"start={path} has {name} {list(x.shape)} where there is {here} here; give its options")
+    reducer.load_state_dict(given, strict=False)
 
 
 def training_groups(chosen: TrainSettings) -> tuple[list[Group], list[Group]]:
@@ -202,7 +240,7 @@ def fit(
     module, average = Distiller(model, reducer, chosen), MovingAverage(chosen.ema)
     checkpoint = output / "last.ckpt"
     step = check_checkpoint(checkpoint, module)
-    if reducer.guided == "keys" and not checkpoint.is_file():
+    if reducer.guided == "keys" and chosen.start is None and not checkpoint.is_file():
         read = tqdm(data.groups[:PICTURES], desc="keys", unit="picture")
         teach_keys(model, reducer, (data.held[0].outputs(group) for group in read))
     last = ModelCheckpoint(
@@ -247,6 +285,11 @@ def check_checkpoint(path: Path, module: Distiller) -> int:
     own = module.state_dict()
     if {name: x.shape for name, x in saved.items()} != {name: x.shape for name, x in own.items()}:
         raise UserError(f"{path} is of another reducer: give another output, or remove it")
+    trained = sum(weight.requires_grad for weight in module.reducer.parameters())
+    if any(
+        len(group["params"]) != trained for x in checkpoint.get("optimizer_states", ()) for group in x["param_groups"]
+    ):
+        raise UserError(f"{path} is of a run with another setting of only: give another output, or remove it")
     return int(checkpoint.get("global_step", 0))
 
 
@@ -299,7 +342,8 @@ def notes(chosen: TrainSettings, results: Results | None = None, device: torch.d
     """The card's account of how the plug-in and its numbers came about."""
     made = (
         f"Trained on `{chosen.data.name}` ({chosen.data.images} pictures, {chosen.steps} steps of "
-        f"{chosen.pictures * chosen.turns} questions, seed {chosen.seed})."
+        f"{chosen.pictures * chosen.turns} questions, seed {chosen.seed})"
+        f"{'' if chosen.start is None else ', from the weights of `' + chosen.start + '` on'}."
     )
     if results is None or device is None:
         return made

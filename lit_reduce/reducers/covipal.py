@@ -10,6 +10,8 @@ from lit_reduce.errors import UserError
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
+PACE = 10.0  # vectors must grow as large as tokens are; at this pace they do while the predictor's weights train
+
 
 @dataclass
 class CoViPALConfig(ReducerConfig):
@@ -61,7 +63,7 @@ class CoViPAL(ScoringReducer):
             raise UserError(f"covipal: rest={self.config.rest}: give 0 or more")
         if self.config.rest:
             self.kind = "resample"
-            self.rest = nn.Parameter(0.02 * torch.randn(self.config.rest, size))
+            self.rest = nn.Parameter(0.02 / PACE * torch.randn(self.config.rest, size))
         # No bias: it would raise all scores alike, which no ranking notices.
         self.leave = nn.Sequential(nn.RMSNorm(width, eps=1e-6), nn.Linear(width, 1, bias=False))
 
@@ -82,9 +84,9 @@ class CoViPAL(ScoringReducer):
         return min(rest, keep // 4)
 
     def stand_in(self, tokens: VisualTokens, dropped: Tensor, count: int) -> Tensor:
-        """The mean of what is dropped, and what was learned."""
+        """The mean of what is dropped, and what was learned, in tenths."""
         share = dropped.to(tokens.features) / dropped.sum(1, keepdim=True).clamp_min(1)
-        return share[:, None] @ tokens.features + self.rest[:count]
+        return share[:, None] @ tokens.features + PACE * self.rest[:count]
 
 
 class Block(nn.Module):

@@ -1,6 +1,7 @@
 """``train`` end to end on the tiny backbone: from a JSON-lines file to a plug-in that predicts, and what it refuses."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_reduce.backbones import load
+from lit_reduce.backbones import Backbone, load
 from lit_reduce.distill.settings import DataSettings, TrainSettings
-from lit_reduce.distill.train import machine, tell, train
+from lit_reduce.distill.train import fresh_reducer, machine, plugin_config, tell, train
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate.answer import PredictSettings, predict
-from lit_reduce.plugin import load_plugin
+from lit_reduce.plugin import load_plugin, save_plugin
 from lit_reduce.settings import BackboneSettings, ReducerSettings
 
 
@@ -72,7 +73,7 @@ def test_from_questions_to_a_plug_in_that_predicts(
     ]  # fmt: skip
     reducer, config = load_plugin(out / "plugin")
     assert (config.reducer, config.budgets, config.positions) == ("covipal", [4, 12], "keep")
-    assert config.options == {"hidden_size": 32, "width": 16, "heads": 2, "layers": 1}
+    assert config.options == {"hidden_size": 32, "width": 16, "heads": 2, "layers": 1, "rest": 0}
     assert set(config.metrics["accuracy"]) == {"all", "9", "4"}
     # What is exported is the moving average of the last step, to the bit.
     saved = torch.load(out / "last.ckpt", weights_only=True)
@@ -88,6 +89,55 @@ def test_from_questions_to_a_plug_in_that_predicts(
     predict(ask)
     answered = json.loads(capsys.readouterr().out)
     assert (answered["visual_tokens"], answered["kept_tokens"]) == (36, 9)
+
+
+def test_training_begins_with_the_weights_of_a_plug_in(
+    chosen: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, fresh = saved(chosen, tmp_path, width=16), fresh_reducer(replace(chosen, seed=5), load_tiny(chosen))
+    seen: list[Any] = []
+    monkeypatch.setattr("lit_reduce.distill.train.fit", lambda *given: seen.append(given[2]) or 1 / 0)
+    options = chosen.reducer.options | {"rest": 2}
+    with pytest.raises(ZeroDivisionError):
+        train(replace(chosen, start=start, reducer=ReducerSettings("covipal", options)))
+    begun, weights = seen[0].state_dict(), load_plugin(start)[0].state_dict()
+    assert set(begun) - set(weights) == {"rest"}, "which that one lacks"
+    assert all(torch.equal(begun[name], x) for name, x in weights.items())
+    assert any(not torch.equal(fresh.state_dict()[name], x) for name, x in weights.items())
+
+
+def test_weights_that_are_not_named_stay(chosen: TrainSettings, tmp_path: Path) -> None:
+    start = saved(chosen, tmp_path, width=16)
+    options = chosen.reducer.options | {"rest": 2}
+    again = replace(
+        chosen, start=start, only=["rest"], guide_steps=0, table_budgets=[], budgets=[12, 12],
+        reducer=ReducerSettings("covipal", options),
+    )  # fmt: skip
+    train(again)
+    train(replace(again, learning_rate=1e-2, output=str(tmp_path / "faster")))
+    slow, fast = (load_plugin(tmp_path / name / "plugin")[0].state_dict() for name in ("out", "faster"))
+    assert all(torch.equal(slow[name], x) for name, x in load_plugin(start)[0].state_dict().items())
+    assert [name for name, x in slow.items() if not torch.equal(fast[name], x)] == ["rest"]
+    with pytest.raises(UserError, match="another setting of only"):
+        train(replace(again, only=["rest", "kinds"], steps=6))
+    parts = fresh_reducer(replace(chosen, only=["blocks.0.look", "kinds"]), load_tiny(chosen))
+    free = {name for name, weight in parts.named_parameters() if weight.requires_grad}
+    assert free == {name for name, _ in parts.named_parameters() if name.startswith(("blocks.0.look.", "kinds"))}
+
+
+def load_tiny(chosen: TrainSettings) -> Backbone:
+    return load(chosen.backbone.name, device="cpu")
+
+
+def saved(chosen: TrainSettings, folder: Path, name: str = "covipal", **options: Any) -> str:
+    """A plug-in with weights of its own."""
+    sizes = {"heads": 2, "layers": 1} if name == "covipal" else {"heads": 2}
+    other = replace(chosen, seed=9, reducer=ReducerSettings(name, sizes | options))
+    backbone = load_tiny(chosen)
+    torch.manual_seed(9)
+    reducer = fresh_reducer(other, backbone)
+    save_plugin(folder / "begun", reducer, plugin_config(other, backbone, reducer))
+    return str(folder / "begun")
 
 
 def test_the_table_can_be_made_later_and_says_what_computed(chosen: TrainSettings, tmp_path: Path) -> None:
@@ -152,6 +202,14 @@ BAD: dict[str, tuple[Callable[[TrainSettings, Path], Any], str]] = {
     "one picture": (lambda s, p: replace(s, data=DataSettings(one(p))), "one picture"),
     "a missing backbone": (lambda s, p: replace(s, backbone=BackboneSettings(str(p / "none"))), "no backbone"),
     "an output below a file": (lambda s, p: replace(s, output=str(p / "0.png" / "out")), "0.png"),
+    "nothing to begin with": (lambda s, p: replace(s, start=str(p / "none")), "none"),
+    "the start of another method": (
+        lambda s, p: replace(s, start=saved(s, p, "packer", width=16)), "is of packer, but covipal is to be trained",
+    ),
+    "a start of another width": (lambda s, p: replace(s, start=saved(s, p, width=8)), "give its options"),
+    "a start with more": (lambda s, p: replace(s, start=saved(s, p, width=16, rest=2)), "rest [2, 32] where there is"),
+    "nothing that trains": (lambda s, _: replace(s, only=[]), "has no weights ''"),
+    "weights that are not there": (lambda s, _: replace(s, only=["rest"]), "has no weights 'rest' with these options"),
     "a damaged checkpoint": (lambda s, p: checkpoint(s, p, b"half"), "damaged"),
     "a foreign checkpoint": (lambda s, p: checkpoint(s, p, None), "another reducer"),
 }  # fmt: skip
@@ -175,7 +233,7 @@ def checkpoint(chosen: TrainSettings, folder: Path, content: bytes | None) -> Tr
 @pytest.mark.parametrize("case", BAD)
 def test_bad_settings_are_refused_before_training(chosen: TrainSettings, tmp_path: Path, case: str) -> None:
     change, message = BAD[case]
-    with pytest.raises(UserError, match=message.replace("(", r"\(")) as error:
+    with pytest.raises(UserError, match=re.escape(message)) as error:
         train(change(chosen, tmp_path))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out" / "plugin").exists()
