@@ -36,7 +36,9 @@ COUNTED = [("prumerge", {"adaptive": True}), ("prumerge_plus", {"adaptive": True
 HALVING = ("tome", "turbo")  # one call merges pairs, so at least half of the tokens stay
 # With weights, which stand here as they are before training, but none of them zero.
 SIZES = {"hidden_size": 6, "vision_hidden_size": 8, "width": 12, "heads": 3}
-TRAINED = [("packer", SIZES), ("packer", {**SIZES, "text": True, "levels": [0.5]})]
+CHOOSING = {"hidden_size": 6, "width": 12, "heads": 3}
+TRAINED = [("covipal", CHOOSING), ("covipal", {**CHOOSING, "rest": 2})]
+TRAINED += [("packer", SIZES), ("packer", {**SIZES, "text": True, "levels": [0.5]})]
 TRAINED += [("falcon", {"hidden_size": 6, "vision_hidden_size": 6})]
 ROUTERS = {"hidden_size": 6, "depth": 4}
 TRAINED += [("mod", ROUTERS), ("videollm_mod", ROUTERS), ("voco", {**ROUTERS, "tokens": 24})]

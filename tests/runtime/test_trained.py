@@ -14,7 +14,10 @@ from lit_reduce.runtime import attach
 KEEP, TOLERANCE = 0.4, 1e-4  # float32; weights of std 0.25 make logits of about 5
 # Gemma3's window counts the tokens that are left, so a mask over the full prompt says another thing: see `test_matrix`.
 ALL = [family for family in (*FAMILIES, *VIDEO_FAMILIES) if family != "gemma3"]
-TRAINED: dict[str, dict[str, Any]] = {"packer": {"width": 16, "heads": 2, "levels": [0.5, -1], "text": True}}
+TRAINED: dict[str, dict[str, Any]] = {
+    "packer": {"width": 16, "heads": 2, "levels": [0.5, -1], "text": True},
+    "covipal": {"width": 16, "heads": 2, "rest": 2},
+}
 
 
 @pytest.mark.parametrize("name", TRAINED)
