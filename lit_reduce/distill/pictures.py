@@ -1,7 +1,6 @@
 """The pictures of a batch through the vision tower again, for reducers that act inside it, with gradients into them."""
 
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +12,6 @@ from lit_reduce.runtime.encode import Encoded, trace
 from lit_reduce.runtime.registers import Registers
 from lit_reduce.runtime.tower import install
 from lit_reduce.tokens import Budget
-
-T = TypeVar("T")
 
 
 def through_tower(model: Any, reducer: Reducer, batch: Batch, keep: int) -> tuple[Encoded, list[Tensor]]:
@@ -40,21 +37,7 @@ def through_tower(model: Any, reducer: Reducer, batch: Batch, keep: int) -> tupl
         owners = handle.owners if isinstance(handle, Registers) else []
     finally:
         handle.remove()
-    each = replace(
-        found,
-        features=_each(found.features, order),
-        grids=_each(found.grids, order),
-        kinds=_each(found.kinds, order),
-        anchors=_each(found.anchors, order),
-        totals=_each(found.totals, order),
-        samples=list(range(len(order))),
-    )
-    return each, _each(owners, order)
-
-
-def _each(pictures: list[T], order: list[int]) -> list[T]:
-    """What is known of pictures, if anything, for each question."""
-    return [pictures[picture] for picture in order] if pictures else []
+    return found.each(order), [owners[picture] for picture in order] if owners else []
 
 
 def registers(model: Any, reducer: Reducer, batch: Batch, keep: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -75,9 +75,8 @@ def hard_logits(
 def _told(model: Any, reducer: Reducer, batch: Batch, encoded: Encoded, keep: int) -> Digest:
     """What learned tokens read of each picture, once for all questions about it."""
     rows = batch.firsts
-    pictures = Encoded([encoded.features[row] for row in rows], [batch.grid] * len(rows), list(range(len(rows))))
     inputs = {name: x[rows] for name, x in batch.inputs.items()}
-    return digest(model, reducer, inputs, pictures, keep).of(batch.picture.tolist())
+    return digest(model, reducer, inputs, encoded.each(rows), keep).of(batch.picture.tolist())
 
 
 def soft_logits(model: Any, batch: Batch, gated: Gated) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ from lit_reduce.runtime.slots import left_padded
 from lit_reduce.tokens import Budget
 
 PARTS = ("q", "k", "v", "o")
-T = TypeVar("T")
 Encode = Callable[[dict[str, Any]], Encoded]
 
 
@@ -58,17 +57,10 @@ class Digest:
 
     def of(self, pictures: Sequence[int]) -> "Digest":
         """The digest of some of the pictures, each as often as it is named: for several questions in one batch."""
-        e, order = self.encoded, torch.tensor(pictures, device=self.keys[0].device)
-        many = replace(
-            e, features=_of(e.features, pictures), grids=_of(e.grids, pictures), samples=list(range(len(pictures))),
-            kinds=_of(e.kinds, pictures), deepstack=[_of(level, pictures) for level in e.deepstack],
-        )  # fmt: skip
+        order = torch.tensor(pictures, device=self.keys[0].device)
         keys, values = ([x[order] for x in part] for part in (self.keys, self.values))
-        return Digest(keys, values, many, _of(self.words, pictures), self.spent)
-
-
-def _of(entries: list[T], pictures: Sequence[int]) -> list[T]:
-    return [entries[picture] for picture in pictures] if entries else []
+        words = [self.words[picture] for picture in pictures]
+        return Digest(keys, values, self.encoded.each(pictures), words, self.spent)
 
 
 class _All(Reducer):

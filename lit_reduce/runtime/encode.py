@@ -1,9 +1,9 @@
 """Runs the vision tower once and gathers what reducers may ask for."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from lit_reduce.tokens import VisualTokens
 SIGNALS = TOWER | {"text", "size"}
 IGNORE = -100  # label of a token that is not an answer
 KINDS = ("image", "video")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,22 @@ class Encoded:
             rows = torch.tensor([self.samples[i] for i in images], device=self.text.device)
             given |= {"text": self.text[rows], "text_mask": self.text_mask[rows]}
         return VisualTokens(torch.stack([self.features[i] for i in images]), self.grids[images[0]], given)
+
+    def each(self, pictures: Sequence[int]) -> "Encoded":
+        """Some of the pictures, each as often as it is named, one for each prompt of another batch."""
+
+        def named(entries: list[T]) -> list[T]:
+            return [entries[picture] for picture in pictures] if entries else []
+
+        rows = named(self.samples)
+        return replace(
+            self, features=named(self.features), grids=named(self.grids), samples=list(range(len(rows))),
+            signals={name: named(held) for name, held in self.signals.items()},
+            text=None if self.text is None else self.text[rows],
+            text_mask=None if self.text_mask is None else self.text_mask[rows],
+            kinds=named(self.kinds), deepstack=[named(level) for level in self.deepstack],
+            anchors=named(self.anchors), totals=named(self.totals),
+        )  # fmt: skip
 
     def of(self, kind: str) -> list[int]:
         """Which entries are images, or videos."""
