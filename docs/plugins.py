@@ -68,29 +68,21 @@ FIRST: dict[str, dict[str, list[str]]] = {
 }  # fmt: skip
 
 
-def words(name: str, seed: int, asked: argparse.Namespace) -> list[str]:
-    """The settings that train one."""
+def calls(name: str, seed: int, asked: argparse.Namespace) -> list[tuple[Path, list[str]]]:
+    """The calls that make one, in order: where each puts what it makes, and its settings."""
     world, output = Path(asked.backbone).name, asked.work / named(name, seed)
-    begun = [f"start={before(output) / PLUGIN}"] if name in FIRST[world] else []
-    return [*_given(name, seed, asked, output), *LONGER[world][name], *begun, *asked.set]
-
-
-def words_before(name: str, seed: int, asked: argparse.Namespace) -> list[str]:
-    """The settings of the call before, if there is one."""
-    world, output = Path(asked.backbone).name, before(asked.work / named(name, seed))
-    return [*_given(name, seed, asked, output), *FIRST[world][name], *asked.set] if name in FIRST[world] else []
+    first, given = before(output), [f"reducer={name}", f"seed={seed}", f"backbone={asked.backbone}", *COMMON[world]]
+    if name not in FIRST[world]:
+        return [(output, [*given, f"output={output}", *LONGER[world][name], *asked.set])]
+    return [
+        (first, [*given, f"output={first}", *FIRST[world][name], *asked.set]),
+        (output, [*given, f"output={output}", *LONGER[world][name], f"start={first / PLUGIN}", *asked.set]),
+    ]
 
 
 def before(output: Path) -> Path:
     """Where the call before puts what it makes."""
     return output.with_name(f"{output.name}-first")
-
-
-def _given(name: str, seed: int, asked: argparse.Namespace, output: Path) -> list[str]:
-    world = Path(asked.backbone).name
-    return [
-        f"reducer={name}", f"seed={seed}", f"backbone={asked.backbone}", f"output={output}", *COMMON[world],
-    ]  # fmt: skip
 
 
 def named(name: str, seed: int) -> str:
@@ -105,12 +97,11 @@ def make(name: str, seed: int, asked: argparse.Namespace) -> str:
         if load_plugin(target)[1].backbone.hash != load(asked.backbone).identity.hash:
             return f"{target} is of another backbone: remove it first"
     else:
-        output = asked.work / target.name
-        for place, given in ((before(output), words_before(name, seed, asked)), (output, words(name, seed, asked))):
-            done = (place / PLUGIN / CONFIG).is_file()
-            if given and not done and not called([str(ROOT / "train.py"), *given, "table_budgets=[]"], place / LOG):
-                return f"{target} failed, see {place / LOG}"
-        ship(output, target, resolved(words(name, seed, asked)).table_budgets)
+        for output, given in calls(name, seed, asked):
+            done = (output / PLUGIN / CONFIG).is_file()
+            if not done and not called([str(ROOT / "train.py"), *given, "table_budgets=[]"], output / LOG):
+                return f"{target} failed, see {output / LOG}"
+        ship(output, target, resolved(given).table_budgets)
     told = (target / TABLE).is_file() or (Path(asked.backbone).name == "pocket" and name != "covipal")
     if seed or asked.train_only or told:
         return f"{target} is there"

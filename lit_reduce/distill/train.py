@@ -179,13 +179,15 @@ def freeze_but(reducer: Reducer, only: list[str]) -> None:
     Raises:
         UserError: A name that means no weight.
     """
-    names = [name for name, _ in reducer.named_parameters()]
-    for part in only or [""]:
-        if not any(f"{name}.".startswith(f"{part}.") for name in names):
-            known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+    weights = dict(reducer.named_parameters())
+    found = {part: {name for name in weights if f"{name}.".startswith(f"{part}.")} for part in only or [""]}
+    for part, names in found.items():
+        if not names:
+            known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in weights))
             raise UserError(f"only={only}: {reducer.name} has no weights '{part}' with these options; it has {known}")
-    for name, weight in reducer.named_parameters():
-        weight.requires_grad_(any(f"{name}.".startswith(f"{part}.") for part in only))
+    free = set[str]().union(*found.values())
+    for name, weight in weights.items():
+        weight.requires_grad_(name in free)
 
 
 def begin_with(reducer: Reducer, other: Reducer, path: str) -> None:

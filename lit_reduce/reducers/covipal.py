@@ -10,7 +10,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
-PACE = 10.0  # vectors must grow as large as tokens are; at this pace they do while the predictor's weights train
+PACE = 10.0  # vectors must grow as large as tokens are: so much faster than weights do at the same learning rate
 
 
 @dataclass
