@@ -14,13 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lit_reduce.backbones import Backbone, load
+from lit_reduce.backbones import Backbone, load_backbone
 from lit_reduce.data.groups import Group
 from lit_reduce.distill.data import DistillData
 from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.distill.train import fit, fresh_reducer, guide_layers
-from lit_reduce.pocket.data import scene_groups
+from lit_reduce_pocket.data import scene_groups
 
 ROUNDS, TURNS = 3, 4
 
@@ -41,7 +41,7 @@ def main() -> None:
     """Prints medians and spread, and how many times faster a cached epoch is."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning").setLevel(logging.WARNING)
-    backbone, groups = load("pocket"), scene_groups("train", int((sys.argv[1:] or ["16"])[0]), TURNS)
+    backbone, groups = load_backbone("pocket"), scene_groups("train", int((sys.argv[1:] or ["16"])[0]), TURNS)
     times: dict[str, list[float]] = {"no cache": [], "filled": [], "cached": []}
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory() as cache:

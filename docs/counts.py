@@ -16,15 +16,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from tqdm import tqdm
 
-from lit_reduce.backbones import load
+from lit_reduce.backbones import load_backbone
 from lit_reduce.evaluate.bootstrap import interval
 from lit_reduce.evaluate.metrics import is_correct
-from lit_reduce.evaluate.plan import Plan, generate
 from lit_reduce.files import write_atomic
+from lit_reduce.inference.spec import ReducerSpec, generate
 from lit_reduce.plugin import load_plugin
-from lit_reduce.pocket.data import scene_rows
 from lit_reduce.reducer import create
 from lit_reduce.runtime import attach
+from lit_reduce_pocket.data import scene_rows
 
 OUT, HARD = Path("outputs/counts.json"), 32
 
@@ -34,11 +34,11 @@ def main() -> None:
     """Asks one question at a time, so that every layer's count is that question's own."""
     count, keep = int(sys.argv[1]) if sys.argv[1:] else 400, int(sys.argv[2]) if sys.argv[2:] else 64
     folder = Path(sys.argv[3]) if sys.argv[3:] else Path(__file__).parents[1] / "checkpoints" / "pocket" / "atp"
-    backbone, (reducer, _) = load("pocket"), load_plugin(folder)
-    judge, rows = Plan(create("cdpruner"), HARD), []
+    backbone, (reducer, _) = load_backbone("pocket"), load_plugin(folder)
+    judge, rows = ReducerSpec(create("cdpruner"), HARD), []
     for row in tqdm(scene_rows("test", count), total=count, unit="question"):
         inputs = backbone.prepare([row.open()], [row.prompt])
-        right = [is_correct(generate(backbone, inputs, plan, 32)[0][0], row.answer) for plan in (Plan(), judge)]
+        right = [is_correct(generate(backbone, inputs, plan, 32)[0][0], row.answer) for plan in (ReducerSpec(), judge)]
         if right[0]:
             with attach(backbone.model, reducer, keep=keep) as attached:
                 backbone.model.generate(**inputs, do_sample=False, max_new_tokens=1)

@@ -7,19 +7,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from PIL import Image, ImageDraw
 
-from lit_reduce.backbones import load
-from lit_reduce.evaluate.plan import Plan, generate
+from lit_reduce.backbones import load_backbone
+from lit_reduce.inference.spec import ReducerSpec, generate
 from lit_reduce.plugin import load_plugin
-from lit_reduce.pocket.data import scene_rows
+from lit_reduce.report.overlay import paint
 from lit_reduce.runtime import compact, encode
-from lit_reduce.show.overlay import paint
+from lit_reduce_pocket.data import scene_rows
 
 KEEP, WIDE, CAPTION = 32, 330, 34
 
 
 def main() -> None:
     """Draws the first rightly answered questions of four families."""
-    backbone = load("pocket")
+    backbone = load_backbone("pocket")
     reducer, _ = load_plugin(Path(__file__).parents[1] / "checkpoints" / "pocket" / "covipal")
     panels: dict[str, Image.Image] = {}
     for row in scene_rows("test", 160):
@@ -29,11 +29,11 @@ def main() -> None:
         inputs = backbone.prepare([picture], [row.prompt])
         encoded = encode(backbone.model, inputs, reducer.signals, backbone.family)
         _, logical = compact(backbone.model, inputs, encoded, reducer, KEEP)
-        (answer,), _ = generate(backbone, inputs, Plan(reducer, KEEP), 16)
+        (answer,), _ = generate(backbone, inputs, ReducerSpec(reducer, KEEP), 16)
         if answer != row.answer:
             continue
         panel = Image.new("RGB", (WIDE, WIDE + CAPTION), "white")
-        painted = paint(picture, logical.grids[0], logical.anchors[0].tolist())
+        painted = paint(picture, logical.grids[0], logical.kept_indices[0].tolist())
         panel.paste(painted.resize((WIDE, WIDE)), (0, CAPTION))
         ImageDraw.Draw(panel).text((2, 4), f"{row.prompt}\n{answer}   ({KEEP} of 576 tokens)", fill="black")
         panels[str(row.family)] = panel

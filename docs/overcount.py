@@ -9,22 +9,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lit_reduce.backbones import load
-from lit_reduce.evaluate.plan import Plan, generate
+from lit_reduce.backbones import load_backbone
+from lit_reduce.inference.spec import ReducerSpec, generate
 from lit_reduce.plugin import load_plugin
-from lit_reduce.pocket.data import scene_rows
 from lit_reduce.reducer import create
+from lit_reduce_pocket.data import scene_rows
 
 KEEP, QUESTIONS, BATCH = 64, 160, 16
 
 
 def main() -> None:
     """Prints right answers and misses of each way."""
-    backbone = load("pocket")
+    backbone = load_backbone("pocket")
     covipal, _ = load_plugin(Path(__file__).parents[1] / "checkpoints" / "pocket" / "covipal")
     chosen = create("covipal", **vars(covipal.config) | {"rest": 0})
     chosen.load_state_dict({name: x for name, x in covipal.state_dict().items() if name != "rest"})
-    plans = {"all tokens": Plan(), "covipal without": Plan(chosen.eval(), KEEP), "covipal": Plan(covipal, KEEP)}
+    plans = {
+        "all tokens": ReducerSpec(),
+        "covipal without": ReducerSpec(chosen.eval(), KEEP),
+        "covipal": ReducerSpec(covipal, KEEP),
+    }
     rows = list(islice((row for row in scene_rows("val", 100 * QUESTIONS) if row.family == "count"), QUESTIONS))
     misses: dict[str, list[int]] = {name: [] for name in plans}
     for start in range(0, len(rows), BATCH):

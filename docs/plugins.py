@@ -24,9 +24,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lit_reduce import settings
-from lit_reduce.backbones import load
+from lit_reduce.backbones import load_backbone
 from lit_reduce.distill.settings import TrainSettings
-from lit_reduce.distill.train import PLUGIN, notes, tell
+from lit_reduce.distill.train import PLUGIN, notes, write_table
 from lit_reduce.files import atomic_folder
 from lit_reduce.plugin import CONFIG, load_plugin, save_plugin
 
@@ -94,7 +94,7 @@ def make(name: str, seed: int, asked: argparse.Namespace) -> str:
     """Trains one and puts it into its place, or adds the table that it lacks; returns a line for the user."""
     target = asked.folder / named(name, seed)
     if (target / CONFIG).is_file():
-        if load_plugin(target)[1].backbone.hash != load(asked.backbone).identity.hash:
+        if load_plugin(target)[1].backbone.hash != load_backbone(asked.backbone).identity.hash:
             return f"{target} is of another backbone: remove it first"
     else:
         for output, given in calls(name, seed, asked):
@@ -145,7 +145,7 @@ def add_table(target: Path) -> None:
     chosen = resolved([f"config={target / SETTINGS}"])
     reducer, config = load_plugin(target)
     output = Path(chosen.output)
-    tell(chosen, load(chosen.backbone.name, chosen.backbone.dtype), reducer, config, output, target)
+    write_table(chosen, load_backbone(chosen.backbone.name, chosen.backbone.dtype), reducer, config, output, target)
     shutil.copy(output / TABLE, target)
 
 

@@ -14,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from lit_reduce.backbones import load
-from lit_reduce.distill.keys import keys_and_values, moments
+from lit_reduce.backbones import load_backbone
+from lit_reduce.distill.kv_regression import keys_and_values, moments
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.files import write_atomic
 from lit_reduce.ops.regression import explained, fit
 from lit_reduce.ops.similarity import normal
-from lit_reduce.pocket.data import scene_groups
+from lit_reduce_pocket.data import scene_groups
 
 RANKS: list[int | None] = [16, 32, 64, None]
 OUT = Path("outputs/recall_probe.json")
@@ -29,7 +29,7 @@ OUT = Path("outputs/recall_probe.json")
 def main() -> None:
     """Fits on training scenes, scores on validation scenes."""
     train, held = [int(n) for n in sys.argv[1:]] or (32, 16)
-    backbone = load("pocket")
+    backbone = load_backbone("pocket")
     model, teacher = backbone.model, Teacher(backbone, [0])
     layers = list(range(len(model.get_decoder().layers)))
     seen = moments(model, map(teacher.outputs, scene_groups("train", train, 1)), layers)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lit_reduce.version import __version__
 
 if TYPE_CHECKING:
-    from lit_reduce.backbones import Backbone, load
+    from lit_reduce.backbones import Backbone, load_backbone
     from lit_reduce.errors import UserError
     from lit_reduce.plugin import BackboneId, PluginConfig, load_plugin, push_to_hub, save_plugin
     from lit_reduce.reducer import Reducer, ReducerConfig, ScoringReducer, available, create, register
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Imported at first use, so that the plug-in side (tokens, ops, reducers) never pulls in a model library.
 _HOMES = {
-    "lit_reduce.backbones": ("Backbone", "load"),
+    "lit_reduce.backbones": ("Backbone", "load_backbone"),
     "lit_reduce.errors": ("UserError",),
     "lit_reduce.plugin": ("BackboneId", "PluginConfig", "load_plugin", "push_to_hub", "save_plugin"),
     "lit_reduce.reducer": ("Reducer", "ReducerConfig", "ScoringReducer", "available", "create", "register"),
@@ -40,7 +40,7 @@ __all__ = [
     "attach",
     "available",
     "create",
-    "load",
+    "load_backbone",
     "load_plugin",
     "push_to_hub",
     "register",

@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def predict(argv: Sequence[str]) -> None:
-    """``predict``: see :mod:`lit_reduce.evaluate.answer`."""
-    from lit_reduce.evaluate.answer import PredictSettings
-    from lit_reduce.evaluate.answer import predict as answer
+    """``predict``: see :mod:`lit_reduce.inference.predict`."""
+    from lit_reduce.inference.predict import PredictSettings
+    from lit_reduce.inference.predict import predict as answer
     from lit_reduce.settings import configs_dir, resolve
 
     chosen = resolve(PredictSettings, argv, configs_dir(), "predict")
@@ -54,8 +54,8 @@ def evaluate(argv: Sequence[str]) -> None:
     """``evaluate``: see :mod:`lit_reduce.evaluate.run`."""
     from lit_reduce.evaluate.run import EvaluateSettings
     from lit_reduce.evaluate.run import run as score
-    from lit_reduce.pocket.sets import SETS
     from lit_reduce.settings import configs_dir, resolve
+    from lit_reduce_pocket.sets import SETS
 
     chosen = resolve(EvaluateSettings, argv, configs_dir(), "evaluate")
     _quiet()
@@ -66,8 +66,8 @@ def compare(argv: Sequence[str]) -> None:
     """``compare``: see :mod:`lit_reduce.evaluate.compare`."""
     from lit_reduce.evaluate.compare import CompareSettings
     from lit_reduce.evaluate.compare import compare as side_by_side
-    from lit_reduce.pocket.sets import SETS
     from lit_reduce.settings import configs_dir, resolve
+    from lit_reduce_pocket.sets import SETS
 
     chosen = resolve(CompareSettings, argv, configs_dir(), "compare")
     _quiet()
@@ -78,8 +78,8 @@ def table(argv: Sequence[str]) -> None:
     """``table``: see :mod:`lit_reduce.evaluate.table`."""
     from lit_reduce.evaluate.table import TableSettings
     from lit_reduce.evaluate.table import table as make
-    from lit_reduce.pocket.sets import SETS
     from lit_reduce.settings import configs_dir, resolve
+    from lit_reduce_pocket.sets import SETS
 
     chosen = resolve(TableSettings, argv, configs_dir(), "table")
     _quiet()
@@ -87,9 +87,9 @@ def table(argv: Sequence[str]) -> None:
 
 
 def bench(argv: Sequence[str]) -> None:
-    """``bench``: see :mod:`lit_reduce.evaluate.bench`."""
-    from lit_reduce.evaluate.bench import BenchSettings
-    from lit_reduce.evaluate.bench import run as measure
+    """``bench``: see :mod:`lit_reduce.benchmark.bench`."""
+    from lit_reduce.benchmark.bench import BenchSettings
+    from lit_reduce.benchmark.bench import run as measure
     from lit_reduce.settings import configs_dir, resolve
 
     chosen = resolve(BenchSettings, argv, configs_dir(), "bench")

@@ -15,7 +15,7 @@ from lit_reduce.tokens import VisualTokens
 
 
 @dataclass(frozen=True)
-class Glance:
+class TokenRecall:
     """The short streams of some pictures, about to enter a layer.
 
     Attributes:
@@ -32,7 +32,7 @@ class Glance:
 
 
 @dataclass(frozen=True)
-class Question:
+class AttentionRecall:
     """Some tokens whose own attention in a layer is done, and which may now ask the pictures of their prompt.
 
     Attributes:
@@ -64,16 +64,16 @@ class RecallReducer(Reducer):
     """A reducer before the language model, some of whose layers call it again.
 
     Attributes:
-        reads: ``tokens``: before a layer, `recall` gets a `Glance` while a prompt is read, and gives new hidden states
-            ``[B, K, D]``. ``attention``: in a layer, it gets a `Question` of the prompt's last token and of each token
-            of the answer, and gives their new attention output ``[B, R, H, d]``.
+        reads: ``tokens``: before a layer, `recall` gets a `TokenRecall` while a prompt is read, and gives new hidden
+            states ``[B, K, D]``. ``attention``: in a layer, it gets an `AttentionRecall` of the prompt's last token and
+            of each token of the answer, and gives their new attention output ``[B, R, H, d]``.
     """
 
     kind = "recall"
     site = "projector"
     reads: ClassVar[str] = "tokens"
 
-    def forward(self, tokens: VisualTokens | Glance | Question, keep: int = 0) -> Any:
+    def forward(self, tokens: VisualTokens | TokenRecall | AttentionRecall, keep: int = 0) -> Any:
         """Reduces, or looks back: one call for both, so that whoever times or counts a reducer misses nothing."""
         return super().forward(tokens, keep) if isinstance(tokens, VisualTokens) else self.recall(tokens)
 

@@ -19,7 +19,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 
 KINDS = ("select", "resample", "register", "skip", "recall", "policy")
 SITES = ("encoder", "projector", "decoder", "cache")
-GUIDED = ("", "scores", "tokens", "layers", "keys")
+WARMUP_TARGETS = ("", "scores", "tokens", "layers", "keys")
 ENTRY_POINTS = "lit_reduce.reducers"
 
 
@@ -66,11 +66,11 @@ class Reducer(nn.Module):
         kind: One of `KINDS`, what it does.
         site: One of `SITES`, where it acts.
         signals: The inputs that it needs beside the features, see `VisualTokens.signals`. An instance may change kind,
-            site, signals and guided, where they follow from its settings.
+            site, signals and warmup_target, where they follow from its settings.
         trained: Whether it has weights that distillation trains.
-        guided: What the teacher's attention can teach before its answers do: one of `GUIDED`, "" for nothing.
-        varies: Whether, between decoder layers, another count may stay of each image: `stages` then gives what is
-            meant to stay on average, and every stage is asked whatever an earlier one left.
+        warmup_target: What the warm-up trains from the teacher's attention: one of `WARMUP_TARGETS`, "" for nothing.
+        adaptive_count: Whether, between decoder layers, another count may stay of each image: `stages` then gives what
+            is meant to stay on average, and every stage is asked whatever an earlier one left.
         paper: The source, for lists and model cards.
         config_class: The dataclass of its settings.
     """
@@ -80,8 +80,8 @@ class Reducer(nn.Module):
     site: str = "projector"
     signals: frozenset[str] = frozenset()
     trained: ClassVar[bool] = False
-    guided: str = ""
-    varies: ClassVar[bool] = False
+    warmup_target: str = ""
+    adaptive_count: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     config_class: ClassVar[type[ReducerConfig]] = ReducerConfig
 
@@ -135,36 +135,36 @@ class Reducer(nn.Module):
 class ScoringReducer(Reducer):
     """A reducer that gives each token a score and keeps the best; it writes only `score`.
 
-    A part of the budget may go to tokens that stand for all that is dropped: then it says how many (`spare`) and makes
-    them (`stand_in`). They take the places of the lowest scores.
+    A part of the budget may go to tokens that summarise all that is dropped: then it says how many (`summary_count`)
+    and makes them (`summary_tokens`). They take the places of the lowest scores.
     """
 
-    guided = "scores"
+    warmup_target = "scores"
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Scores ``[B, N]``, higher is kept."""
         raise NotImplementedError(f"{type(self).__name__} must define score")
 
-    def spare(self, keep: int) -> int:  # noqa: ARG002  (methods read it)
+    def summary_count(self, keep: int) -> int:  # noqa: ARG002  (methods read it)
         """How many of ``keep`` tokens are not chosen, but stand for those that are dropped."""
         return 0
 
-    def stand_in(self, tokens: VisualTokens, dropped: Tensor, count: int) -> Tensor:
+    def summary_tokens(self, tokens: VisualTokens, dropped: Tensor, count: int) -> Tensor:
         """Those tokens, ``[B, count, D]``, where ``dropped`` ``[B, N]`` bool says for whom."""
         raise NotImplementedError(f"{type(self).__name__} must define stand_in")
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """Keep the best scores in raster order; of equal scores the lower raster index wins."""
-        scores, spare = self.score(tokens), self.spare(keep)
-        kept = topk_sorted(scores, keep - spare)
-        if not spare:
+        scores, summary_count = self.score(tokens), self.summary_count(keep)
+        kept = topk_sorted(scores, keep - summary_count)
+        if not summary_count:
             return Reduction(kept, scores=scores)
-        anchors, features = self.with_rest(tokens, scores, kept, kept, spare)
-        anchors = anchors.sort(1).values
-        return Reduction(anchors, features=gather_tokens(features, anchors), scores=scores)
+        kept_indices, features = self.with_rest(tokens, scores, kept, kept, summary_count)
+        kept_indices = kept_indices.sort(1).values
+        return Reduction(kept_indices, features=gather_tokens(features, kept_indices), scores=scores)
 
     def with_rest(
-        self, tokens: VisualTokens, scores: Tensor, kept: Tensor, entering: Tensor, spare: int
+        self, tokens: VisualTokens, scores: Tensor, kept: Tensor, entering: Tensor, summary_count: int
     ) -> tuple[Tensor, Tensor]:
         """Stand-ins added to what enters the model, which in training is more than what is kept.
 
@@ -172,8 +172,8 @@ class ScoringReducer(Reducer):
             tokens: All tokens.
             scores: ``[B, N]``.
             kept: ``[B, k]``, the best.
-            entering: ``[B, M]``, whose places are taken; at most N - ``spare``.
-            spare: Stand-ins of an image.
+            entering: ``[B, M]``, whose places are taken; at most N - ``summary_count``.
+            summary_count: Stand-ins of an image.
 
         Returns:
             ``entering`` and behind it the places of the stand-ins ``[B, M + spare]``, and all features ``[B, N, D]``,
@@ -181,8 +181,8 @@ class ScoringReducer(Reducer):
         """
         dropped = torch.ones_like(scores, dtype=torch.bool).scatter(1, kept, False)
         taken = torch.zeros_like(dropped).scatter(1, entering, True)
-        places = topk_sorted((-scores.detach()).masked_fill(taken, -torch.inf), spare)
-        made = self.stand_in(tokens, dropped, spare).to(tokens.features)
+        places = topk_sorted((-scores.detach()).masked_fill(taken, -torch.inf), summary_count)
+        made = self.summary_tokens(tokens, dropped, summary_count).to(tokens.features)
         index = places[..., None].expand_as(made)
         return torch.cat([entering, places], 1), tokens.features.scatter(1, index, made)
 
@@ -203,8 +203,8 @@ def register(cls: _R) -> _R:
         raise ValueError(f"{cls.__qualname__}.name must be lower-case letters, digits and _, not {name!r}")
     if cls.kind not in KINDS or cls.site not in SITES:
         raise ValueError(f"{name}: kind must be one of {KINDS} and site one of {SITES}, not {cls.kind}, {cls.site}")
-    if cls.guided not in GUIDED:
-        raise ValueError(f"{name}: guided must be one of {GUIDED}, not {cls.guided!r}")
+    if cls.warmup_target not in WARMUP_TARGETS:
+        raise ValueError(f"{name}: warmup_target must be one of {WARMUP_TARGETS}, not {cls.warmup_target!r}")
     if not dataclasses.is_dataclass(cls.config_class):
         raise ValueError(f"{name}: config_class must be a dataclass")
     taken = _REGISTER.get(name)

@@ -80,7 +80,7 @@ class Reduction:
     """What a reducer returns: K tokens for each of B images.
 
     Attributes:
-        anchors: ``[B, K]`` int64, ascending original indices; they say which position each kept token takes.
+        kept_indices: ``[B, K]`` int64, ascending original indices; they say which position each kept token takes.
         features: ``[B, K, D]``, or None when the new tokens are plain copies of the anchors.
         valid: ``[B, K]`` bool, or None when all are valid. Invalid entries trail and are ignored.
         scores: ``[B, N]``, for overlays and training.
@@ -94,7 +94,7 @@ class Reduction:
         losses: The method's own terms by name, ``[B]`` each; `Reducer.own_loss` makes a loss of those of a whole batch.
     """
 
-    anchors: Tensor
+    kept_indices: Tensor
     features: Tensor | None = None
     valid: Tensor | None = None
     scores: Tensor | None = None
@@ -110,7 +110,7 @@ class Reduction:
         if self.features is not None:
             return self.features
         width = tokens.features.shape[-1]
-        return tokens.features.gather(1, self.anchors.unsqueeze(-1).expand(-1, -1, width))
+        return tokens.features.gather(1, self.kept_indices.unsqueeze(-1).expand(-1, -1, width))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_reduce.backbones.families import family_of
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime import encode
-from lit_reduce.runtime.cached import cache_in
+from lit_reduce.runtime.cache_compat import cache_in
 from lit_reduce.tokens import Budget, Course, Reduction, VisualTokens
 
 
@@ -27,7 +27,7 @@ def hide(tiny: Any, inputs: dict[str, Any], reducer: Reducer, keep: float) -> di
     stays, new = [], []
     for i, x in enumerate(encoded.features):
         out = reducer(encoded.tokens([i], reducer.signals), max(1, int(keep * len(x) + 0.5)))
-        real = out.anchors[0] if out.valid is None else out.anchors[0][out.valid[0]]
+        real = out.kept_indices[0] if out.valid is None else out.kept_indices[0][out.valid[0]]
         rows = x[real] if out.features is None else out.features[0][: len(real)]
         stays.append(torch.zeros(len(x), dtype=torch.bool).index_fill(0, real, True))
         new.append(x.index_copy(0, real, rows.to(x.dtype)))
@@ -159,13 +159,18 @@ class Hidden:
                 break
             stages = self.decoder.stages(self.depth, len(whole), Budget.parse(self.keep).count(len(whole)))
             columns = alive[i]
-            open_ = self.decoder.varies and number in stages and self._budget(whole) < len(whole) and len(columns) > 1
+            open_ = (
+                self.decoder.adaptive_count
+                and number in stages
+                and self._budget(whole) < len(whole)
+                and len(columns) > 1
+            )
             if stages.get(number, len(columns)) >= len(columns) and not open_:
                 continue
             count = min(stages[number], len(columns) - 1)
             weights = self.weights[number - 1] if number else hidden.new_zeros(len(self.real), 1, *[self.length] * 2)
             out = self._stage(self.decoder, count, i, columns, hidden[row, columns], weights, number)
-            stay = out.anchors[0] if out.valid is None else out.anchors[0][out.valid[0]]
+            stay = out.kept_indices[0] if out.valid is None else out.kept_indices[0][out.valid[0]]
             if out.features is not None:
                 hidden = hidden.clone()
                 hidden[row, columns[stay]] = out.features[0, : len(stay)]
@@ -188,7 +193,7 @@ class Hidden:
                 if count < len(columns):
                     x, weights = out.new_zeros(len(columns), 1), self.weights[number]
                     choice = self._stage(self.cache, count, i, columns, x, weights, number)
-                    self.late[number, row, columns[choice.anchors[0]]] = False
+                    self.late[number, row, columns[choice.kept_indices[0]]] = False
         if self.decoder is not None and self.decoder.kind == "skip":
             gone = self._padded(self.gone[number], out.shape[1])[..., None]
             return torch.where(gone, self.weight * self.passed, self.passed + self.weight * (out - self.passed))

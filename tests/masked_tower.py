@@ -41,7 +41,7 @@ class Slow:
     def start(self, patches):
         """By loops: the mean of each cell, and the tables read at its middle by hand."""
         side = math.isqrt(len(patches))
-        anchors, owner = cells((1, side, side), len(patches), self.keep)
+        kept_indices, owner = cells((1, side, side), len(patches), self.keep)
         rows = []
         for cell in range(self.keep):
             inside = [n for n in range(len(patches)) if owner[n] == cell]
@@ -50,7 +50,7 @@ class Slow:
             y = sum(n // side + 0.5 for n in inside) / len(inside) / side
             delta = self.table("place", x, y) + math.log2(64 * len(inside) / len(patches)) * self.table("size", x, y)
             rows.append(mean + mean.square().mean().sqrt() * delta)
-        return torch.stack(rows), anchors
+        return torch.stack(rows), kept_indices
 
     def table(self, name, x, y):
         table, out = self.weights[name], 0

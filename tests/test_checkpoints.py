@@ -12,13 +12,13 @@ from transformers import (
     LlavaNextForConditionalGeneration,
 )
 
-from lit_reduce.backbones import load
-from lit_reduce.evaluate.plan import Plan
-from lit_reduce.evaluate.suite import evaluate
+from lit_reduce.backbones import load_backbone
+from lit_reduce.evaluate.evaluator import evaluate
+from lit_reduce.inference.spec import ReducerSpec
 from lit_reduce.plugin import load_plugin
-from lit_reduce.pocket.data import scene_rows
-from lit_reduce.pocket.sets import SETS
 from lit_reduce.reducer import create
+from lit_reduce_pocket.data import scene_rows
+from lit_reduce_pocket.sets import SETS
 
 POCKET = Path(__file__).parents[1] / "checkpoints" / "pocket"
 POCKET_HD = POCKET.with_name("pocket-hd")
@@ -27,7 +27,7 @@ PLUGINS = sorted(path.parent.name for path in POCKET.glob("*/reducer_config.json
 
 @pytest.fixture(scope="module")
 def pocket():
-    return load("pocket")
+    return load_backbone("pocket")
 
 
 def test_plain_auto_classes_load_it():
@@ -52,7 +52,9 @@ def test_it_sees(pocket):
 @pytest.fixture(scope="module")
 def chance(pocket):
     """What all tokens give, and 64 at random places."""
-    whole, random = evaluate(pocket, {"random": Plan(create("random"))}, [64], list(scene_rows("test", 32)), 16).scores
+    whole, random = evaluate(
+        pocket, {"random": ReducerSpec(create("random"))}, [64], list(scene_rows("test", 32)), 16
+    ).scores
     return whole.accuracy, random.accuracy
 
 
@@ -64,7 +66,7 @@ def test_every_plug_in_fits_the_backbone_and_beats_chance(pocket, chance, name):
     if name != config.reducer:
         return  # of the further seeds the table tells
     keep = min(64, max(config.budgets))
-    results = evaluate(pocket, {name: Plan(reducer)}, [keep], list(scene_rows("test", 32)), 16)
+    results = evaluate(pocket, {name: ReducerSpec(reducer)}, [keep], list(scene_rows("test", 32)), 16)
     whole, random = chance
     assert results.scores[1].accuracy >= (whole + random) / 2
 
@@ -73,7 +75,7 @@ def test_covipal_is_small_and_keeps_what_matters(pocket):
     reducer, _ = load_plugin(POCKET / "covipal", backbone=pocket.identity)
     share = sum(p.numel() for p in reducer.parameters()) / sum(p.numel() for p in pocket.model.parameters())
     assert share <= 0.05
-    results = evaluate(pocket, {"covipal": Plan(reducer)}, [32], list(scene_rows("test", 48)), 24)
+    results = evaluate(pocket, {"covipal": ReducerSpec(reducer)}, [32], list(scene_rows("test", 48)), 24)
     whole, few = results.scores
     assert few.kept == 32
     assert few.accuracy >= whole.accuracy - 0.15
@@ -84,13 +86,15 @@ def test_pocket_hd_reads_what_its_thumbnail_hides():
     assert isinstance(AutoModelForImageTextToText.from_pretrained(POCKET_HD), LlavaNextForConditionalGeneration)
     assert sum(f.stat().st_size for f in POCKET_HD.glob("*.safetensors")) <= 28_000_000
     rows = list(SETS["pocket-hd"](12))
-    whole, thumbnail = evaluate(load("pocket-hd"), {"overview": Plan(create("overview"))}, [576], rows, 4).scores
+    whole, thumbnail = evaluate(
+        load_backbone("pocket-hd"), {"overview": ReducerSpec(create("overview"))}, [576], rows, 4
+    ).scores
     assert thumbnail.kept == 576
     assert whole.accuracy >= thumbnail.accuracy + 0.25
 
 
 def test_every_plug_in_of_pocket_hd_fits_it_and_says_how_it_was_made():
-    identity, found = load("pocket-hd").identity, sorted(POCKET_HD.glob("*/reducer_config.json"))
+    identity, found = load_backbone("pocket-hd").identity, sorted(POCKET_HD.glob("*/reducer_config.json"))
     assert found
     for path in found:
         _, config = load_plugin(path.parent, backbone=identity)

@@ -17,7 +17,7 @@ from noise import noise
 from PIL import Image
 
 from lit_reduce import cli, console
-from lit_reduce.backbones import load
+from lit_reduce.backbones import load_backbone
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import PluginConfig, save_plugin
 from lit_reduce.reducer import available, create
@@ -34,7 +34,7 @@ def home(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "truncated.png").write_bytes((home / "a.png").read_bytes()[:-3000])
     (home / "text.png").write_text("not a picture")
     Image.new("1", (9000, 9000)).save(home / "bomb.png")
-    identity = load(tiny_folder).identity
+    identity = load_backbone(tiny_folder).identity
     for name, backbone_hash in [("plug", identity.hash), ("foreign", "0" * 64), ("corrupt", identity.hash)]:
         identity.hash = backbone_hash
         config = PluginConfig(

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from lit_reduce.benchmark.bench import BenchSettings
 from lit_reduce.distill.settings import TrainSettings
-from lit_reduce.evaluate.answer import PredictSettings
-from lit_reduce.evaluate.bench import BenchSettings
 from lit_reduce.evaluate.compare import CompareSettings
 from lit_reduce.evaluate.run import EvaluateSettings
 from lit_reduce.evaluate.table import TableSettings
+from lit_reduce.inference.predict import PredictSettings
 from lit_reduce.reducer import available
 from lit_reduce.settings import BackboneSettings, ReducerSettings, configs_dir, resolve
 

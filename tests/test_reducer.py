@@ -45,7 +45,7 @@ def tokens(batch=2, count=6, **signals):
 def test_scoring_reducer_keeps_the_best_in_raster_order():
     cls = torch.tensor([[0.0, 5, 1, 5, 2, 5], [3, 3, 3, 3, 3, 3]])
     reduction = Toy()(tokens(cls=cls), 2)
-    assert reduction.anchors.tolist() == [[1, 3], [0, 1]]
+    assert reduction.kept_indices.tolist() == [[1, 3], [0, 1]]
     assert torch.equal(reduction.scores, cls)
     assert reduction.features is None
     assert reduction.valid is None
@@ -56,7 +56,7 @@ def test_keep_all_is_every_token_without_scoring_or_signals():
     given = tokens()
     reduction = Toy()(given, 6)
     assert Toy.calls == 0
-    assert reduction.anchors.tolist() == [list(range(6))] * 2
+    assert reduction.kept_indices.tolist() == [list(range(6))] * 2
     assert torch.equal(reduction.gather(given), given.features)
 
 

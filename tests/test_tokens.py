@@ -15,9 +15,9 @@ from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
 def test_gather_copies_the_anchors_bit_by_bit():
     tokens = VisualTokens(torch.randn(2, 6, 3), (1, 2, 3))
-    anchors = torch.tensor([[0, 4], [1, 5]])
-    expected = torch.stack([torch.stack([tokens.features[b, i] for i in row]) for b, row in enumerate(anchors)])
-    assert torch.equal(Reduction(anchors).gather(tokens), expected)
+    kept_indices = torch.tensor([[0, 4], [1, 5]])
+    expected = torch.stack([torch.stack([tokens.features[b, i] for i in row]) for b, row in enumerate(kept_indices)])
+    assert torch.equal(Reduction(kept_indices).gather(tokens), expected)
 
 
 def test_gather_prefers_new_features_and_passes_gradients():

@@ -95,7 +95,7 @@ def wrap(model: Any, processor: Any) -> Backbone:
     return Backbone(model, processor, identify(model), family)
 
 
-def load(
+def load_backbone(
     name_or_path: str | Path,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,

@@ -67,21 +67,21 @@ class Kept:
     """What is left of `Plain` where the tower itself was reduced.
 
     Attributes:
-        anchors: ``[images, k]``, the patches that are left.
+        kept_indices: ``[images, k]``, the patches that are left.
     """
 
-    anchors: Tensor
+    kept_indices: Tensor
 
     def pictures(self, _model: Any, _inputs: Inputs) -> list[Picture]:
         """See `Layout`."""
-        return [Picture((1, 1, self.anchors.shape[1]), self.anchors.shape[1])] * len(self.anchors)
+        return [Picture((1, 1, self.kept_indices.shape[1]), self.kept_indices.shape[1])] * len(self.kept_indices)
 
     def arrange(self, model: Any, inputs: Inputs, x: Tensor) -> Tensor:
         """See `Layout`; rows of a block that still had more patches are those of the ones left."""
         patches = math.prod(_patches(model, inputs["pixel_values"]))
         if x.shape[1] >= patches:
-            x = x[:, -patches:].gather(1, self.anchors[..., None].expand(-1, -1, x.shape[-1]))
-        return x[:, -self.anchors.shape[1] :].flatten(0, 1)
+            x = x[:, -patches:].gather(1, self.kept_indices[..., None].expand(-1, -1, x.shape[-1]))
+        return x[:, -self.kept_indices.shape[1] :].flatten(0, 1)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from lit_reduce.distill.batch import Batch
-from lit_reduce.distill.draws import budget_of
-from lit_reduce.distill.lessons import LESSONS
 from lit_reduce.distill.losses import answer_kl, row_mean
+from lit_reduce.distill.objectives import OBJECTIVES
+from lit_reduce.distill.seeded_sampling import budget_of
 from lit_reduce.distill.settings import TrainSettings
-from lit_reduce.distill.student import hard_logits
+from lit_reduce.distill.student import student_logits
 from lit_reduce.reducer import Reducer
-from lit_reduce.runtime.recompute import recomputed
+from lit_reduce.runtime.decoder.checkpointing import recomputed
 
 
 class Distiller(LightningModule):
@@ -49,20 +49,20 @@ class Distiller(LightningModule):
         total, way = batch.features.shape[1], s.curriculum * s.steps
         done = (batch.step + 1) / way if way else 1.0
         keep = min(budget_of(batch.step, s.seed, s.budgets, s.budget_weights, done, total), total)
-        lesson = LESSONS[self.reducer.guided](self.held[0], self.reducer, batch, keep, s)
+        lesson = OBJECTIVES[self.reducer.warmup_target](self.held[0], self.reducer, batch, keep, s)
         first = batch.step < s.guide_steps
         out = lesson.guidance() if first or lesson.lasts else {}
         if first and out:
             return out
         with recomputed(self.held[0]) if s.checkpointing else nullcontext():
             logits, labels, rows = lesson.answers()
-        guided, count = out.pop("loss", torch.zeros(())), len(batch.ids)
+        warmup_target, count = out.pop("loss", torch.zeros(())), len(batch.ids)
         out["kl"] = row_mean(answer_kl(logits, batch.top, batch.top_ids, weights.temperature), rows, count)
         out["ce"] = row_mean(F.cross_entropy(logits.float(), labels, reduction="none"), rows, count)
         progress = (batch.step - s.guide_steps) / max(1, s.steps - s.guide_steps)
         share = weights.rank_first + (weights.rank_last - weights.rank_first) * min(1.0, max(0.0, progress))
         further = lesson.penalty()
-        loss = weights.kl * out["kl"] + weights.ce * out["ce"] + share * guided + sum(further.values())
+        loss = weights.kl * out["kl"] + weights.ce * out["ce"] + share * warmup_target + sum(further.values())
         return {"loss": loss, **out, **further}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -79,7 +79,7 @@ class Distiller(LightningModule):
         """
         count = len(batch.ids)
         for keep in self.settings.val_budgets:
-            logits, labels, rows = hard_logits(self.held[0], self.reducer, batch, keep)
+            logits, labels, rows = student_logits(self.held[0], self.reducer, batch, keep)
             best = logits.argmax(-1)
             kl = answer_kl(logits, batch.top, batch.top_ids)
             for name, miss in (("accuracy", best != labels), ("agreement", best != batch.top_ids[:, 0])):

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from lit_reduce.distill.batch import Batch
-from lit_reduce.distill.gated import Gated
-from lit_reduce.distill.pictures import registers, through_tower
+from lit_reduce.distill.relaxation import RelaxedSelection
+from lit_reduce.distill.tower_pass import registers, through_tower
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.call import call
 from lit_reduce.runtime.compact import compact
-from lit_reduce.runtime.decoder import run_decoder
-from lit_reduce.runtime.digest import Digest, digest, retold
+from lit_reduce.runtime.decoder.compressed_kv import CompressedKV, digest, retold
+from lit_reduce.runtime.decoder.hooks import DecoderHooks
+from lit_reduce.runtime.decoder.run import run_decoder
+from lit_reduce.runtime.decoder.schedule import schedule_prompt
 from lit_reduce.runtime.encode import IGNORE, Encoded
-from lit_reduce.runtime.inside import Inside
-from lit_reduce.runtime.prompt import staged
-from lit_reduce.runtime.recall import Bank, looking_back
+from lit_reduce.runtime.recall.hooks import ImageMemory, looking_back
 from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
 
@@ -29,12 +29,12 @@ def sees(model: Any, reducer: Reducer, batch: Batch) -> VisualTokens:
 def reduce(model: Any, reducer: Reducer, batch: Batch, keep: int) -> Reduction:
     """The reduction of every picture of a batch, with gradient; of registers, what became of them in the end."""
     if reducer.kind == "register" and reducer.site == "encoder":
-        anchors, features, owner = registers(model, reducer, batch, keep)
-        return Reduction(anchors, features=features, assignment=owner)
+        kept_indices, features, owner = registers(model, reducer, batch, keep)
+        return Reduction(kept_indices, features=features, assignment=owner)
     return call(reducer, sees(model, reducer, batch), keep)
 
 
-def hard_logits(
+def student_logits(
     model: Any, reducer: Reducer, batch: Batch, keep: int, progress: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Answers of the reduced stream as inference sees it, wherever the reducer acts.
@@ -55,7 +55,7 @@ def hard_logits(
     encoded = batch.encoded(model)
     if reducer.site == "projector":
         short, logical = compact(model, batch.inputs, encoded, reducer, keep)
-        with looking_back(model, reducer, Bank.of(model, reducer, batch.inputs, short, logical)):
+        with looking_back(model, reducer, ImageMemory.of(model, reducer, batch.inputs, short, logical)):
             return _answers(model, short, None)
     if reducer.kind == "register":
         told = _told(model, reducer, batch, encoded, keep)
@@ -63,32 +63,32 @@ def hard_logits(
         with retold(model, told, short):
             return _answers(model, short, None)
     short, logical = compact(model, batch.inputs, encoded, reducer, 1.0)
-    inside = Inside(model, decoder=reducer)
+    inside = DecoderHooks(model, decoder=reducer)
     inside.progress = progress
     try:
-        with inside.reading(staged(model, short, logical, encoded, {"decoder": (reducer, Budget(keep))})):
+        with inside.reading(schedule_prompt(model, short, logical, encoded, {"decoder": (reducer, Budget(keep))})):
             return _answers(model, short, None)
     finally:
         inside.remove()
 
 
-def _told(model: Any, reducer: Reducer, batch: Batch, encoded: Encoded, keep: int) -> Digest:
+def _told(model: Any, reducer: Reducer, batch: Batch, encoded: Encoded, keep: int) -> CompressedKV:
     """What learned tokens read of each picture, once for all questions about it."""
     rows = batch.firsts
     inputs = {name: x[rows] for name, x in batch.inputs.items()}
     return digest(model, reducer, inputs, encoded.each(rows), keep).of(batch.picture.tolist())
 
 
-def soft_logits(model: Any, batch: Batch, gated: Gated) -> tuple[Tensor, Tensor, Tensor]:
+def relaxed_logits(model: Any, batch: Batch, gated: RelaxedSelection) -> tuple[Tensor, Tensor, Tensor]:
     """Answers of the tokens that enter under gates, with a gradient into the scores that made them.
 
     Returns:
-        As `hard_logits`.
+        As `student_logits`.
     """
     encoded = batch.encoded(model)
     if gated.features is not None:
         encoded = replace(encoded, features=list(gated.features.to(encoded.features[0].dtype)))
-    short, _ = compact(model, batch.inputs, encoded, _Chosen(gated.anchors), gated.anchors.shape[1])
+    short, _ = compact(model, batch.inputs, encoded, _Chosen(gated.kept_indices), gated.kept_indices.shape[1])
     return _answers(model, short, gated.bias)
 
 
@@ -97,13 +97,13 @@ class _Chosen(Reducer):
 
     name = "chosen"
 
-    def __init__(self, anchors: Tensor) -> None:
+    def __init__(self, kept_indices: Tensor) -> None:
         super().__init__()
-        self.anchors = anchors
+        self.kept_indices = kept_indices
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """Returns the anchors as they are."""
-        return Reduction(self.anchors)
+        return Reduction(self.kept_indices)
 
 
 def _answers(model: Any, short: dict[str, Any], bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,9 +16,9 @@ from lit_reduce.backbones import Backbone
 from lit_reduce.data.groups import Group
 from lit_reduce.files import atomic_path
 from lit_reduce.runtime import encode
-from lit_reduce.runtime.decoder import embed
+from lit_reduce.runtime.attention.probe import AttentionProbe
+from lit_reduce.runtime.decoder.run import embed
 from lit_reduce.runtime.encode import encoder_keys, placeholders
-from lit_reduce.runtime.taps import Tap
 
 TOP = 64  # log-probabilities stored for each answer token; the rest of the vocabulary is one bucket
 SIGNAL = "signal "  # before the name of a signal among the outputs
@@ -143,7 +143,7 @@ class Teacher:
         positions = torch.cat([torch.arange(p, device=prefix.device), p + within])[None]
         with ExitStack() as stack:
             rows = torch.arange(p, n, device=prefix.device)
-            taps = [stack.enter_context(Tap(decoder.layers[i].self_attn, rows)) for i in self.layers]
+            taps = [stack.enter_context(AttentionProbe(decoder.layers[i].self_attn, rows)) for i in self.layers]
             hidden = decoder(
                 inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
             ).last_hidden_state

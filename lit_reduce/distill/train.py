@@ -14,27 +14,27 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from tqdm import tqdm
 
 from lit_reduce import settings as files
-from lit_reduce.backbones import Backbone, load
+from lit_reduce.backbones import Backbone, load_backbone
 from lit_reduce.data.groups import Group, group_rows
 from lit_reduce.data.jsonl import Row, read_rows
 from lit_reduce.distill.callbacks import MovingAverage, StepBar
 from lit_reduce.distill.data import DistillData
-from lit_reduce.distill.gated import GATES
-from lit_reduce.distill.keys import PICTURES, teach_keys
+from lit_reduce.distill.kv_regression import PICTURES, teach_keys
 from lit_reduce.distill.logs import LOGGERS, quiet
+from lit_reduce.distill.lr_finder import show, sweep
 from lit_reduce.distill.module import Distiller
+from lit_reduce.distill.relaxation import GATES
 from lit_reduce.distill.settings import TrainSettings
-from lit_reduce.distill.sweep import show, sweep
 from lit_reduce.distill.teacher import PIXELS, Teacher
 from lit_reduce.errors import UserError
-from lit_reduce.evaluate.plan import Plan
-from lit_reduce.evaluate.report import markdown, summary, write_report
-from lit_reduce.evaluate.suite import ALL_TOKENS, Results, evaluate
+from lit_reduce.evaluate.evaluator import ALL_TOKENS, Results, evaluate
 from lit_reduce.files import check_writable
+from lit_reduce.inference.spec import ReducerSpec
 from lit_reduce.plugin import FORMAT_VERSION, PluginConfig, create_for, load_plugin, save_plugin
 from lit_reduce.precision import fast_in_bfloat16
 from lit_reduce.reducer import Reducer, create, find
-from lit_reduce.runtime.rows import from_tower
+from lit_reduce.report.accuracy import markdown, summary, write_report
+from lit_reduce.runtime.decoder.attention_rows import from_tower
 from lit_reduce.version import __version__
 
 PLUGIN = "plugin"
@@ -53,7 +53,9 @@ def train(chosen: TrainSettings) -> None:
     output = Path(chosen.output)
     check_writable(output / "table.json")
     seed_everything(chosen.seed, verbose=False)
-    backbone = load(chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision)
+    backbone = load_backbone(
+        chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision
+    )
     chosen = replace(chosen, precision=precision_of(chosen, backbone))
     total = backbone.identity.tokens
     if total and max(chosen.val_budgets) > total:
@@ -90,10 +92,10 @@ def train(chosen: TrainSettings) -> None:
     save_plugin(output / PLUGIN, reducer, config, {"notes": notes(chosen)})  # safe already while the table is made
     print(f"plug-in: {output / PLUGIN}; settings: {output / 'settings.yaml'}")
     if chosen.table_budgets:
-        tell(chosen, backbone, reducer, config, output, output / PLUGIN)
+        write_table(chosen, backbone, reducer, config, output, output / PLUGIN)
 
 
-def tell(
+def write_table(
     chosen: TrainSettings, backbone: Backbone, reducer: Reducer, config: PluginConfig, output: Path, plugin: Path
 ) -> None:
     """Compares a plug-in with the yardsticks: the table goes to ``output``, its figures to the card in ``plugin``."""
@@ -167,7 +169,7 @@ def fresh_reducer(chosen: TrainSettings, backbone: Backbone) -> Reducer:
     """Makes the reducer, as wide as the backbone, with the weights to begin with when there are any."""
     reducer = create_for(backbone.identity, chosen.reducer.name, chosen.reducer.options)
     if chosen.start is not None:
-        begin_with(reducer, load_plugin(chosen.start)[0], chosen.start)
+        load_weights(reducer, load_plugin(chosen.start)[0], chosen.start)
     if chosen.only is not None:
         freeze_but(reducer, chosen.only)
     return reducer
@@ -190,7 +192,7 @@ def freeze_but(reducer: Reducer, only: list[str]) -> None:
         weight.requires_grad_(name in free)
 
 
-def begin_with(reducer: Reducer, other: Reducer, path: str) -> None:
+def load_weights(reducer: Reducer, other: Reducer, path: str) -> None:
     """Copies weights from another reducer of the kind; what that lacks stays fresh.
 
     It may have been trained on another backbone, as long as widths are the same.
@@ -212,8 +214,8 @@ def training_groups(chosen: TrainSettings) -> tuple[list[Group], list[Group]]:
     """Training and validation pictures with their questions."""
     data = chosen.data
     if data.name in WORLDS:
-        from lit_reduce.pocket.data import scene_groups
-        from lit_reduce.pocket.hd import hd_groups
+        from lit_reduce_pocket.data import scene_groups
+        from lit_reduce_pocket.hd import hd_groups
 
         make = scene_groups if data.name == "pocket" else hd_groups
         return make("train", data.images, data.turns), make("val", data.val_images, data.turns)
@@ -242,7 +244,7 @@ def fit(
     module, average = Distiller(model, reducer, chosen), MovingAverage(chosen.ema)
     checkpoint = output / "last.ckpt"
     step = check_checkpoint(checkpoint, module)
-    if reducer.guided == "keys" and chosen.start is None and not checkpoint.is_file():
+    if reducer.warmup_target == "keys" and chosen.start is None and not checkpoint.is_file():
         read = tqdm(data.groups[:PICTURES], desc="keys", unit="picture")
         teach_keys(model, reducer, (data.held[0].outputs(group) for group in read))
     last = ModelCheckpoint(
@@ -298,8 +300,8 @@ def check_checkpoint(path: Path, module: Distiller) -> int:
 def compare(chosen: TrainSettings, backbone: Backbone, reducer: Reducer) -> Results:
     """Scores the reducer and the yardsticks on the test rows, at every budget of the table."""
     rows, total = test_rows(chosen)
-    plans = {chosen.reducer.name: Plan(reducer, positions=chosen.positions)}
-    plans |= {name: Plan(create(name)) for name in chosen.yardsticks}
+    plans = {chosen.reducer.name: ReducerSpec(reducer, positions=chosen.positions)}
+    plans |= {name: ReducerSpec(create(name)) for name in chosen.yardsticks}
     most = backbone.identity.tokens or max(chosen.table_budgets)  # 0 where the count depends on the picture
     keeps = [k for k in chosen.table_budgets if k <= most]
     with tqdm(total=total, desc="table", unit="row") as bar:
@@ -310,7 +312,7 @@ def test_rows(chosen: TrainSettings) -> tuple[Iterable[Row], int]:
     """The questions of the table: the world's test split, or the user's file."""
     data = chosen.data
     if data.name in WORLDS and data.test is None:
-        from lit_reduce.pocket.sets import SETS
+        from lit_reduce_pocket.sets import SETS
 
         return SETS[data.name](data.test_rows), data.test_rows
     source = data.test or data.val

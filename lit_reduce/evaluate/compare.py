@@ -9,16 +9,16 @@ from typing import Any
 from lit_reduce.backbones import Backbone
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
-from lit_reduce.evaluate.page import Example, Panel, page
-from lit_reduce.evaluate.plan import Plan, find_plan, generate, visual_counts
-from lit_reduce.evaluate.report import text_table, write_report
+from lit_reduce.evaluate.evaluator import ALL_TOKENS, Results, Score
 from lit_reduce.evaluate.run import Named, ScoreSettings, check, finish, open_backbone, questions, score
-from lit_reduce.evaluate.suite import ALL_TOKENS, Results, Score
 from lit_reduce.files import write_atomic
+from lit_reduce.inference.spec import ReducerSpec, find_spec, generate, visual_counts
 from lit_reduce.reducer import available
+from lit_reduce.report.accuracy import text_table, write_report
+from lit_reduce.report.html import Example, Panel, page
+from lit_reduce.report.model_view import seen
+from lit_reduce.report.overlay import overlay, paintable
 from lit_reduce.settings import ReducerSettings
-from lit_reduce.show.overlay import overlay, paintable
-from lit_reduce.show.seen import seen
 
 
 @dataclass
@@ -44,7 +44,7 @@ def compare(chosen: CompareSettings, named: Named | None = None) -> None:
     shown_at = chosen.pictures_keep if chosen.pictures_keep is not None else sorted(keeps)[(len(keeps) - 1) // 2]
     if shown_at not in keeps:
         raise UserError(f"pictures_keep={shown_at} is not among keep={keeps}")
-    plans, broken = find_plans(chosen.reducers, keeps[0])
+    plans, broken = find_specs(chosen.reducers, keeps[0])
     rows, backbone = questions(chosen, named or {}), open_backbone(chosen)
     results, journal = score(chosen, backbone, plans, keeps, rows, tolerant=True)
     results.scores += [Score(name, keep, error=error) for name, error in broken.items() for keep in keeps]
@@ -56,7 +56,7 @@ def compare(chosen: CompareSettings, named: Named | None = None) -> None:
     finish(chosen, journal, [out.with_suffix(suffix) for suffix in (".html", ".json", ".md", ".png")])
 
 
-def find_plans(entries: Sequence[Any], keep: int | float) -> tuple[dict[str, Plan], dict[str, str]]:
+def find_specs(entries: Sequence[Any], keep: int | float) -> tuple[dict[str, ReducerSpec], dict[str, str]]:
     """The plans that the user listed, and of plug-ins that do not load the reasons, both by the name for the report.
 
     Args:
@@ -70,12 +70,12 @@ def find_plans(entries: Sequence[Any], keep: int | float) -> tuple[dict[str, Pla
     wanted = list(chain.from_iterable(_settings(entry) for entry in entries))
     if not wanted:
         raise UserError("reducers=[] names none: give names of lit-reduce list, folders of plug-ins, or all")
-    plans: dict[str, Plan] = {}
+    plans: dict[str, ReducerSpec] = {}
     broken: dict[str, str] = {}
     for settings in wanted:
         word = "/" not in settings.name and not Path(settings.name).exists()
         try:
-            plan = find_plan(settings, keep)
+            plan = find_spec(settings, keep)
         except UserError as error:
             if word or settings.name in available():  # a slip of the keyboard, not a failure: say so now
                 raise
@@ -103,7 +103,7 @@ def _settings(entry: Any) -> list[ReducerSettings]:
     raise UserError(f"reducers holds {entry!r}: give a name, a folder, or {{name: ..., options: {{...}}}}")
 
 
-def about(plan: Plan) -> dict[str, Any]:
+def about(plan: ReducerSpec) -> dict[str, Any]:
     """What a reader of the report wants to know about a reducer."""
     reducer = plan.reducer
     if reducer is None:
@@ -122,7 +122,12 @@ def examples_of(rows: Sequence[Row], count: int) -> list[int]:
 
 
 def gallery(
-    backbone: Backbone, plans: Mapping[str, Plan], results: Results, rows: Sequence[Row], count: int, keep: int | float
+    backbone: Backbone,
+    plans: Mapping[str, ReducerSpec],
+    results: Results,
+    rows: Sequence[Row],
+    count: int,
+    keep: int | float,
 ) -> list[Example]:
     """Some questions with what every reducer kept of the picture at one budget, and what it answered."""
     made = []
@@ -135,10 +140,10 @@ def gallery(
         for name, plan in plans.items():
             score = results.score(name, keep)
             if score.error is None:
-                _, logical = generate(backbone, inputs, Plan(plan.reducer, keep, plan.positions), 1)
+                _, logical = generate(backbone, inputs, ReducerSpec(plan.reducer, keep, plan.positions), 1)
                 painted = None
                 if logical is not None and logical.grids and paintable(logical.grids[0], total):
-                    painted = overlay(picture, logical.grids[0], total, logical.anchors[0].tolist(), shortest=336)
+                    painted = overlay(picture, logical.grids[0], total, logical.kept_indices[0].tolist(), shortest=336)
                 panels.append(Panel(name, painted, score.answers[index], bool(score.correct[index])))
         expected = row.answer if isinstance(row.answer, list) else [row.answer or ""]
         made.append(Example(row.prompt, " / ".join(expected), panels))

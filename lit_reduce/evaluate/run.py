@@ -10,13 +10,13 @@ from typing import Any
 from tqdm import tqdm
 
 from lit_reduce import settings
-from lit_reduce.backbones import Backbone, load
+from lit_reduce.backbones import Backbone, load_backbone
 from lit_reduce.data.jsonl import Row, read_rows
 from lit_reduce.errors import UserError
-from lit_reduce.evaluate.plan import Plan, find_plan
-from lit_reduce.evaluate.report import text_table, write_report
-from lit_reduce.evaluate.suite import Asked, Results, evaluate
+from lit_reduce.evaluate.evaluator import Asked, Results, evaluate
 from lit_reduce.files import check_writable
+from lit_reduce.inference.spec import ReducerSpec, find_spec
+from lit_reduce.report.accuracy import text_table, write_report
 from lit_reduce.settings import BackboneSettings, ReducerSettings
 from lit_reduce.tokens import Budget
 
@@ -52,7 +52,7 @@ def run(chosen: EvaluateSettings, named: Named | None = None) -> None:
         UserError: A setting, the data, a picture or a plug-in is not usable.
     """
     keeps = check(chosen, ".json")
-    plan = find_plan(chosen.reducer, keeps[0])
+    plan = find_spec(chosen.reducer, keeps[0])
     plans = {} if plan.reducer is None else {plan.reducer.name: plan}
     rows, backbone = questions(chosen, named or {}), open_backbone(chosen)
     results, journal = score(chosen, backbone, plans, keeps, rows)
@@ -98,13 +98,13 @@ def questions(chosen: ScoreSettings, named: Named) -> list[Row]:
 
 def open_backbone(chosen: ScoreSettings) -> Backbone:
     """The backbone that the settings name."""
-    return load(chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision)
+    return load_backbone(chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision)
 
 
 def score(
     chosen: ScoreSettings,
     backbone: Backbone,
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, ReducerSpec],
     keeps: list[int | float],
     rows: list[Row],
     tolerant: bool = False,
@@ -137,7 +137,7 @@ def finish(chosen: ScoreSettings, journal: Path, written: list[Path]) -> None:
 
 
 def _journal(
-    chosen: ScoreSettings, backbone: Backbone, plans: Mapping[str, Plan], keeps: list[int | float],
+    chosen: ScoreSettings, backbone: Backbone, plans: Mapping[str, ReducerSpec], keeps: list[int | float],
     known: Collection[Asked],
 ) -> Path:  # fmt: skip
     """Where the answers grow. Its name holds a digest of all that decides them, so no other run is ever continued."""

@@ -13,22 +13,22 @@ from tqdm import tqdm
 
 from lit_reduce import settings
 from lit_reduce.backbones import Backbone
+from lit_reduce.benchmark.bench import watched
+from lit_reduce.benchmark.bench_table import about
+from lit_reduce.benchmark.flops import price
+from lit_reduce.benchmark.latency import alternate, spread
+from lit_reduce.benchmark.phase_timer import CLOCKS
+from lit_reduce.benchmark.profiling import ModuleFlops
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
-from lit_reduce.evaluate.bench import watched
-from lit_reduce.evaluate.bench_table import about
-from lit_reduce.evaluate.compare import find_plans
-from lit_reduce.evaluate.cost import price
-from lit_reduce.evaluate.latency import alternate, spread
-from lit_reduce.evaluate.pareto import pareto
-from lit_reduce.evaluate.plan import Plan, find_plan
-from lit_reduce.evaluate.resources import ModuleFlops
+from lit_reduce.evaluate.compare import find_specs
+from lit_reduce.evaluate.evaluator import ALL_TOKENS, Asked, Results, Score, evaluate, reason
 from lit_reduce.evaluate.run import Named, ScoreSettings, check, open_backbone, questions, score
-from lit_reduce.evaluate.seeds import Lines, markdown, summary
-from lit_reduce.evaluate.stopwatch import CLOCKS
-from lit_reduce.evaluate.suite import ALL_TOKENS, Asked, Results, Score, evaluate, reason
 from lit_reduce.files import atomic_path, check_writable, write_atomic
+from lit_reduce.inference.spec import ReducerSpec, find_spec
 from lit_reduce.plugin import WEIGHTS
+from lit_reduce.report.pareto import pareto
+from lit_reduce.report.seeds import Lines, markdown, summary
 from lit_reduce.settings import ReducerSettings
 from lit_reduce.tokens import Budget
 from lit_reduce.version import __version__
@@ -72,7 +72,7 @@ def table(chosen: TableSettings, named: Named | None = None) -> None:
     print(f"written: {', '.join(str(out.with_suffix(suffix)) for suffix in ('.json', '.md', '.png'))}")
 
 
-def find_lines(chosen: TableSettings, keep: int | float) -> tuple[Lines, dict[str, Plan]]:
+def find_lines(chosen: TableSettings, keep: int | float) -> tuple[Lines, dict[str, ReducerSpec]]:
     """The lines of the table and all plans in them, both by name; of plug-ins that do not load the reason.
 
     ``NAME``, ``NAME-seed1``, ``NAME-seed2``, ... below the folder of plug-ins are one line.
@@ -80,7 +80,7 @@ def find_lines(chosen: TableSettings, keep: int | float) -> tuple[Lines, dict[st
     Raises:
         UserError: Two lines of one name, or an unknown yardstick.
     """
-    plans, broken = find_plans(chosen.yardsticks, keep) if chosen.yardsticks else ({}, {})
+    plans, broken = find_specs(chosen.yardsticks, keep) if chosen.yardsticks else ({}, {})
     yardsticks: Lines = {name: {"trained": False, "plans": [name]} for name in plans}
     yardsticks |= {name: {"trained": False, "plans": [], "errors": {name: error}} for name, error in broken.items()}
     lines: Lines = {}
@@ -90,7 +90,7 @@ def find_lines(chosen: TableSettings, keep: int | float) -> tuple[Lines, dict[st
         line = lines[name] = {"trained": True, "plans": [], "errors": {}}
         for folder in seeds_of(Path(chosen.plugins), name):
             try:
-                plan = find_plan(ReducerSettings(str(folder)), keep)
+                plan = find_spec(ReducerSettings(str(folder)), keep)
             except UserError as error:
                 line["errors"][folder.name] = str(error)
                 continue
@@ -109,7 +109,11 @@ def seeds_of(folder: Path, name: str) -> list[Path]:
 
 
 def answered(
-    chosen: TableSettings, backbone: Backbone, plans: Mapping[str, Plan], keeps: list[int | float], rows: list[Row]
+    chosen: TableSettings,
+    backbone: Backbone,
+    plans: Mapping[str, ReducerSpec],
+    keeps: list[int | float],
+    rows: list[Row],
 ) -> Results:
     """Scores of all plans, from what was kept where that answers these questions; the rest is asked now."""
     store = Path(chosen.answers)
@@ -149,7 +153,7 @@ def _digest(facts: Sequence[Any]) -> str:
 
 @torch.inference_mode()
 def measured(
-    backbone: Backbone, lines: Lines, plans: Mapping[str, Plan], results: Results, keeps: Sequence[int | float],
+    backbone: Backbone, lines: Lines, plans: Mapping[str, ReducerSpec], results: Results, keeps: Sequence[int | float],
     row: Row, runs: int, clock: str = "wall",
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """FLOPs up to the first token and measured times of every line at every budget, on one question.
@@ -161,7 +165,7 @@ def measured(
         By line, then by budget (``all`` for the plain backbone's, under all tokens).
     """
     inputs = backbone.prepare([row.open()], [row.prompt])
-    where: dict[str, tuple[str, str, Plan]] = {ALL_TOKENS: (ALL_TOKENS, "all", Plan())}
+    where: dict[str, tuple[str, str, ReducerSpec]] = {ALL_TOKENS: (ALL_TOKENS, "all", ReducerSpec())}
     for name, line in lines.items():
         for keep in keeps:
             sound = [each for each in line["plans"] if results.score(each, keep).error is None]

@@ -23,8 +23,8 @@ def cells(grid: tuple[int, int, int], count: int, k: int) -> tuple[Tensor, Tenso
     Returns:
         The token at each cell's centre ``[k]``, ascending, and the cell of each token ``[count]``, both int64.
     """
-    anchors, owner = _cut(tuple(grid), count, k)
-    return torch.tensor(anchors), torch.tensor(owner)
+    kept_indices, owner = _cut(tuple(grid), count, k)
+    return torch.tensor(kept_indices), torch.tensor(owner)
 
 
 def members(owner: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ def _cut(grid: tuple[int, int, int], count: int, k: int) -> tuple[list[int], lis
     if not 1 <= k <= count:
         raise ValueError(f"cannot cut {count} tokens into {k} cells")
     frames, rows, columns = _shape(grid, count)
-    anchors: list[int] = []
+    kept_indices: list[int] = []
     owner = [-1] * count
     for first, last in _split(frames, min(k, frames)):
         share = 1 if k <= frames else _shares(k, frames)[first]
@@ -88,10 +88,10 @@ def _cut(grid: tuple[int, int, int], count: int, k: int) -> tuple[list[int], lis
                     for column in range(left, right)
                 ]
                 for member in members:
-                    owner[member] = len(anchors)
+                    owner[member] = len(kept_indices)
                 middle = [(low + high - 1) // 2 for low, high in ((first, last), band, (left, right))]
-                anchors.append((middle[0] * rows + middle[1]) * columns + middle[2])
-    return anchors, owner
+                kept_indices.append((middle[0] * rows + middle[1]) * columns + middle[2])
+    return kept_indices, owner
 
 
 def _bands(rows: int, columns: int, k: int) -> list[tuple[tuple[int, int], list[tuple[int, int]]]]:

@@ -57,6 +57,6 @@ def distinctive(features: Tensor, among: Tensor, counts: Tensor) -> tuple[Tensor
     denser = (other > mine) | ((other == mine) & (index < index[:, None]))
     alike = similarity.masked_fill(~(denser & among[:, None]), -torch.inf).amax(-1)
     score = density * (1 - torch.where(alike.isinf(), 0, alike))
-    anchors = (ranks(score.masked_fill(~among, -torch.inf)) < counts[:, None]) & among
-    owner = similarity.masked_fill(~anchors[:, None], -torch.inf).argmax(-1)
-    return anchors, torch.where(anchors, index, owner).masked_fill(~among, -1)
+    kept_indices = (ranks(score.masked_fill(~among, -torch.inf)) < counts[:, None]) & among
+    owner = similarity.masked_fill(~kept_indices[:, None], -torch.inf).argmax(-1)
+    return kept_indices, torch.where(kept_indices, index, owner).masked_fill(~among, -1)

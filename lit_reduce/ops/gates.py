@@ -144,7 +144,7 @@ def budget_gap(gates: Tensor, k: int) -> Tensor:
     return (gates.sum(-1) / k - 1).square().mean()
 
 
-def drown(features: Tensor, gate: Tensor, noise: Tensor, least: float = 1e-4) -> Tensor:
+def mix_noise(features: Tensor, gate: Tensor, noise: Tensor, least: float = 1e-4) -> Tensor:
     """Noise gate: ``sqrt(a) x + sqrt(1 - a) e``, so that what a token says is lost as its gate closes.
 
     Where the noise is as large as the tokens, their mean square stays what it was, and the model reads numbers of the

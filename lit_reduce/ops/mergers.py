@@ -20,39 +20,43 @@ def average_pool(features: Tensor, grid: tuple[int, int, int], k: int) -> tuple[
         each token ``[N]``.
     """
     batch, count, width = features.shape
-    anchors, owner = (part.to(features.device) for part in cells(grid, count, k))
+    kept_indices, owner = (part.to(features.device) for part in cells(grid, count, k))
     sizes = owner.bincount(minlength=k).view(1, -1, 1)
     # Summed in float32: a half-precision sum over a large cell would lose the small differences.
     sums = features.new_zeros(batch, k, width, dtype=features.float().dtype).index_add(1, owner, features.float())
-    return (sums / sizes).to(features.dtype), anchors, owner
+    return (sums / sizes).to(features.dtype), kept_indices, owner
 
 
-def nearest(metric: Tensor, anchors: Tensor) -> Tensor:
+def nearest(metric: Tensor, kept_indices: Tensor) -> Tensor:
     """Which anchor each token is most similar to, by cosine; an anchor goes to itself, ties to the lower one.
 
     Args:
         metric: ``[B, N, D]``.
-        anchors: ``[B, K]``.
+        kept_indices: ``[B, K]``.
 
     Returns:
         ``[B, N]`` int64 below K.
     """
-    owner = cosine(gather_tokens(metric, anchors), metric).argmax(1)
-    return owner.scatter(1, anchors, torch.arange(anchors.shape[1], device=anchors.device).expand_as(anchors))
+    owner = cosine(gather_tokens(metric, kept_indices), metric).argmax(1)
+    return owner.scatter(
+        1, kept_indices, torch.arange(kept_indices.shape[1], device=kept_indices.device).expand_as(kept_indices)
+    )
 
 
-def assignment(anchors: Tensor, taker: Tensor) -> Tensor:
+def assignment(kept_indices: Tensor, taker: Tensor) -> Tensor:
     """Which of K tokens each original one went into, from the token that took it.
 
     Args:
-        anchors: ``[B, K]``.
+        kept_indices: ``[B, K]``.
         taker: ``[B, N]``, for each token the anchor that it went into, itself for anchors; -1 for none.
 
     Returns:
         ``[B, N]`` int64 below K, -1 for none.
     """
     number = torch.full_like(taker, -1)
-    number = number.scatter(1, anchors, torch.arange(anchors.shape[1], device=anchors.device).expand_as(anchors))
+    number = number.scatter(
+        1, kept_indices, torch.arange(kept_indices.shape[1], device=kept_indices.device).expand_as(kept_indices)
+    )
     return number.gather(1, taker.clamp_min(0)).masked_fill(taker < 0, -1)
 
 
@@ -74,7 +78,7 @@ def merge_mean(features: Tensor, owner: Tensor, k: int, weight: Tensor | None = 
     return (share @ exact(features) / mass.clamp_min(1e-12)[..., None]).to(features.dtype), mass
 
 
-def merge_sum(features: Tensor, owner: Tensor, anchors: Tensor) -> Tensor:
+def merge_sum(features: Tensor, owner: Tensor, kept_indices: Tensor) -> Tensor:
     """Each anchor plus the mean of the other tokens it owns: VisionZip's contextual tokens (arXiv 2412.04467).
 
     The sum of two vectors, up to twice as long as a token, is what the official code does; `merge_mean` keeps the
@@ -83,17 +87,19 @@ def merge_sum(features: Tensor, owner: Tensor, anchors: Tensor) -> Tensor:
     Args:
         features: ``[B, N, D]``.
         owner: ``[B, N]`` below K, -1 for none.
-        anchors: ``[B, K]``.
+        kept_indices: ``[B, K]``.
 
     Returns:
         ``[B, K, D]``.
     """
-    others = owner.scatter(1, anchors, -1)
-    mean, _ = merge_mean(features, others, anchors.shape[1])
-    return gather_tokens(features, anchors) + mean
+    others = owner.scatter(1, kept_indices, -1)
+    mean, _ = merge_mean(features, others, kept_indices.shape[1])
+    return gather_tokens(features, kept_indices) + mean
 
 
-def merge_attention(features: Tensor, metric: Tensor, attention: Tensor, anchors: Tensor, neighbours: int) -> Tensor:
+def merge_attention(
+    features: Tensor, metric: Tensor, attention: Tensor, kept_indices: Tensor, neighbours: int
+) -> Tensor:
     """Each anchor plus its nearest other tokens times their attention: LLaVA-PruMerge (arXiv 2403.15388).
 
     Nothing is normalised; neighbours may be anchors themselves and serve several.
@@ -102,16 +108,16 @@ def merge_attention(features: Tensor, metric: Tensor, attention: Tensor, anchors
         features: ``[B, N, D]``.
         metric: ``[B, N, Dk]`` that cosines are taken of.
         attention: ``[B, N]``.
-        anchors: ``[B, K]``.
+        kept_indices: ``[B, K]``.
         neighbours: The paper's is 32.
 
     Returns:
         ``[B, K, D]``.
     """
-    similarity = cosine(gather_tokens(metric, anchors), metric).scatter(2, anchors[..., None], -torch.inf)
+    similarity = cosine(gather_tokens(metric, kept_indices), metric).scatter(2, kept_indices[..., None], -torch.inf)
     near = similarity.sort(dim=-1, descending=True, stable=True).indices[..., : min(neighbours, metric.shape[1] - 1)]
     weight = torch.zeros_like(similarity).scatter(2, near, 1) * exact(attention)[:, None]
-    return (exact(gather_tokens(features, anchors)) + weight @ exact(features)).to(features.dtype)
+    return (exact(gather_tokens(features, kept_indices)) + weight @ exact(features)).to(features.dtype)
 
 
 def windows(grid: tuple[int, int, int], size: int) -> Tensor:

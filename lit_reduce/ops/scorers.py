@@ -73,7 +73,7 @@ def flow(attention: Tensor, values: Tensor, reader: Tensor, heads: int = 1) -> T
     return score
 
 
-def raters(rows: Tensor, mask: Tensor) -> Tensor:
+def text_raters(rows: Tensor, mask: Tensor) -> Tensor:
     """Which prompt tokens may judge the picture ``[B, T]`` bool: those that attend to it more than the mean one.
 
     SparseVLM (arXiv 2410.04417) asks their embeddings; attention is our reading.

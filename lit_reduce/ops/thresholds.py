@@ -85,8 +85,8 @@ def best(margin: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         Anchors ``[B, K]`` with K the largest count, and which are real ``[B, K]``: these come first.
     """
     most = int(counts.max())
-    anchors = places(ranks(margin) < counts[:, None], most)
-    return anchors, torch.arange(most, device=margin.device) < counts[:, None]
+    kept_indices = places(ranks(margin) < counts[:, None], most)
+    return kept_indices, torch.arange(most, device=margin.device) < counts[:, None]
 
 
 def affordable(wanted: Tensor, left: Tensor, here: int, later: int) -> Tensor:

@@ -81,7 +81,7 @@ class ATP(Reducer):
     site = "decoder"
     signals = frozenset({"image_rows", "text_rows", "place", "gate"})
     trained = True
-    varies = True
+    adaptive_count = True
     paper = "ATP-LLaVA, arXiv 2412.00447"
     config_class = ATPConfig
 
@@ -106,8 +106,8 @@ class ATP(Reducer):
         course, count = tokens.course, tokens.count
         if course is None:
             margin = self.margin(tokens, 0, keep / count, keep / count)
-            anchors, valid = best(margin, torch.full((len(margin),), keep, device=margin.device))
-            return Reduction(anchors, valid=valid, scores=margin)
+            kept_indices, valid = best(margin, torch.full((len(margin),), keep, device=margin.device))
+            return Reduction(kept_indices, valid=valid, scores=margin)
         stages = self.stages(course.depth, course.tokens, course.keep)
         layers, meant = [*stages, course.depth], [course.tokens, *stages.values()]
         site = layers.index(tokens.layer)
@@ -118,8 +118,8 @@ class ATP(Reducer):
             return self.soft(tokens, course, margin, later == 0)
         wanted = (margin > 0).sum(1)
         counts = wanted if self.config.adaptive else affordable(wanted, left, here, later)
-        anchors, valid = best(margin, counts.clamp(1, count))
-        return Reduction(anchors, valid=valid, scores=margin)
+        kept_indices, valid = best(margin, counts.clamp(1, count))
+        return Reduction(kept_indices, valid=valid, scores=margin)
 
     def own_loss(self, name: str, rows: Tensor, count: int) -> Tensor:
         """``target``, eq 13: by how much the mean count of the whole batch misses the budget."""
@@ -159,8 +159,8 @@ class ATP(Reducer):
         if deepest:
             mean = (course.spent + now * (course.depth - tokens.layer)) / course.depth
             losses["target"] = (mean - course.keep) / course.tokens
-        anchors, valid = best(through.detach(), (through > SHUT).sum(1).clamp(min=1))
-        return Reduction(anchors, valid=valid, scores=margin, gate=mask.gather(1, anchors), losses=losses)
+        kept_indices, valid = best(through.detach(), (through > SHUT).sum(1).clamp(min=1))
+        return Reduction(kept_indices, valid=valid, scores=margin, gate=mask.gather(1, kept_indices), losses=losses)
 
 
 def _received(tokens: VisualTokens) -> Tensor:

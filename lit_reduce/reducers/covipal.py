@@ -78,12 +78,12 @@ class CoViPAL(ScoringReducer):
         scores: Tensor = self.leave(image)[..., 0]
         return scores
 
-    def spare(self, keep: int) -> int:
+    def summary_count(self, keep: int) -> int:
         """A quarter of the budget at most."""
         rest: int = self.config.rest
         return min(rest, keep // 4)
 
-    def stand_in(self, tokens: VisualTokens, dropped: Tensor, count: int) -> Tensor:
+    def summary_tokens(self, tokens: VisualTokens, dropped: Tensor, count: int) -> Tensor:
         """The mean of what is dropped, and what was learned, in tenths."""
         share = dropped.to(tokens.features) / dropped.sum(1, keepdim=True).clamp_min(1)
         return share[:, None] @ tokens.features + PACE * self.rest[:count]

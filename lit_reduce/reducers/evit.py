@@ -49,14 +49,14 @@ class EViT(Reducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """The most attended in raster order; with ``fuse`` the last place is the others'."""
         scores = tokens.signal("cls")
-        anchors = topk_sorted(scores, keep)
+        kept_indices = topk_sorted(scores, keep)
         if not self.config.fuse:
-            return Reduction(anchors, scores=scores)
-        best = topk_sorted(scores, keep - 1) if keep > 1 else anchors[:, :0]
+            return Reduction(kept_indices, scores=scores)
+        best = topk_sorted(scores, keep - 1) if keep > 1 else kept_indices[:, :0]
         going = torch.ones_like(scores, dtype=torch.bool).scatter(1, best, False)
         fused = (tokens.features * (scores * going).to(tokens.features.dtype)[..., None]).sum(1, keepdim=True)
-        here = going.gather(1, anchors)  # exactly one of those that go is among the anchors
-        features = torch.where(here[..., None], fused, Reduction(anchors).gather(tokens))
-        places = torch.arange(keep, device=anchors.device).expand_as(anchors)
-        owner = torch.where(going, here.int().argmax(1, keepdim=True), -1).scatter(1, anchors, places)
-        return Reduction(anchors, features=features, scores=scores, assignment=owner)
+        here = going.gather(1, kept_indices)  # exactly one of those that go is among the anchors
+        features = torch.where(here[..., None], fused, Reduction(kept_indices).gather(tokens))
+        places = torch.arange(keep, device=kept_indices.device).expand_as(kept_indices)
+        owner = torch.where(going, here.int().argmax(1, keepdim=True), -1).scatter(1, kept_indices, places)
+        return Reduction(kept_indices, features=features, scores=scores, assignment=owner)

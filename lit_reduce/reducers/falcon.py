@@ -53,7 +53,7 @@ class Falcon(Reducer):
     kind = "register"
     site = "encoder"
     trained = True
-    guided = "tokens"
+    warmup_target = "tokens"
     paper = "FALCON, arXiv 2501.16297"
     config_class = FalconConfig
 
@@ -107,9 +107,9 @@ class Falcon(Reducer):
                 f"falcon: the vision tower is {x.shape[-1]} wide, but vision_hidden_size={len(self.place)}; "
                 f"train with reducer.options.vision_hidden_size={x.shape[-1]}"
             )
-        pooled, anchors, owner = average_pool(x, tokens.grid, keep)
+        pooled, kept_indices, owner = average_pool(x, tokens.grid, keep)
         made = pooled + _scale(pooled) * self.delta(tokens.grid, owner, keep).to(pooled.dtype)
-        return Reduction(anchors.expand(len(x), -1), features=made, assignment=owner.expand(len(x), -1))
+        return Reduction(kept_indices.expand(len(x), -1), features=made, assignment=owner.expand(len(x), -1))
 
     def delta(self, grid: tuple[int, int, int], owner: Tensor, keep: int) -> Tensor:
         """What is added to the mean of each cell ``[K, C]``, in units of it: by its place, and by log2 of its size."""

@@ -11,7 +11,7 @@ from lit_reduce.ops.mergers import nearest
 from lit_reduce.ops.recall import joined, read
 from lit_reduce.ops.regression import Map
 from lit_reduce.ops.similarity import gather_tokens, normal
-from lit_reduce.recall import Question, RecallReducer, layers_from
+from lit_reduce.recall import AttentionRecall, RecallReducer, layers_from
 from lit_reduce.reducer import ReducerConfig, create, find, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -58,7 +58,7 @@ class FlexAttention(RecallReducer):
     name = "flexattention"
     reads = "attention"
     trained = True
-    guided = "keys"
+    warmup_target = "keys"
     paper = "FlexAttention, arXiv 2407.20228"
     config_class = FlexAttentionConfig
 
@@ -87,7 +87,7 @@ class FlexAttention(RecallReducer):
         short = self.short.reduce(tokens, keep)
         owner = short.assignment
         if owner is None:  # a choice: each other token goes with the chosen one that is most like it
-            owner = nearest(tokens.features, short.anchors)
+            owner = nearest(tokens.features, short.kept_indices)
         return replace(short, memory=self.trunk(normal(tokens.features)), assignment=owner)
 
     def choose(self, row: Tensor, real: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class FlexAttention(RecallReducer):
         high: Tensor = (row - least) / (most - least).clamp_min(1e-30) > self.config.threshold
         return high & seen
 
-    def recall(self, look: Question) -> Tensor:
+    def recall(self, look: AttentionRecall) -> Tensor:
         """Joint attention to the layer's own keys and the chosen ones."""
         number = look.layer - self.recalls(self.config.depth).start
         chosen = self.choose(look.row, look.real)

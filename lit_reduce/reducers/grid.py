@@ -14,5 +14,5 @@ class GridReducer(Reducer):
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """The same cells for every image."""
-        anchors = uniform_grid(tokens.grid, tokens.count, keep).to(tokens.features.device)
-        return Reduction(anchors.expand(len(tokens.features), -1))
+        kept_indices = uniform_grid(tokens.grid, tokens.count, keep).to(tokens.features.device)
+        return Reduction(kept_indices.expand(len(tokens.features), -1))

@@ -48,7 +48,7 @@ class HiPrune(ScoringReducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """Anchors and neighbours rank above all registers; more of them than the budget go by the deep attention."""
         deep = self.score(tokens)
-        anchors = ranks(tokens.signal(f"received@{self.config.layer}")) < round(keep * self.config.alpha / 5)
-        protected = with_neighbours(anchors, tokens.grid, wrap=self.config.parity == "official")
+        kept_indices = ranks(tokens.signal(f"received@{self.config.layer}")) < round(keep * self.config.alpha / 5)
+        protected = with_neighbours(kept_indices, tokens.grid, wrap=self.config.parity == "official")
         lift = deep.amax(-1, keepdim=True) - deep.amin(-1, keepdim=True) + 1
         return Reduction(topk_sorted(deep + lift * protected, keep), scores=deep)

@@ -60,8 +60,8 @@ class HiRED(ScoringReducer):
         shares = self.shares(tokens, tiles, real - full, caps)
         chosen = share_topk(scores, part, F.pad(F.pad(shares, (1, 0), value=full), (0, 1), value=keep - real))
         if self.config.parity == "official":
-            anchors, valid = ragged_places(chosen, keep)
-            return Reduction(anchors, valid=valid, scores=scores)
+            kept_indices, valid = ragged_places(chosen, keep)
+            return Reduction(kept_indices, valid=valid, scores=scores)
         return Reduction(places(chosen, keep), scores=scores)
 
     def shares(self, tokens: VisualTokens, tiles: Tiling, total: int, caps: list[int]) -> Tensor:

@@ -61,7 +61,7 @@ class Mod(ScoringReducer):
     kind = "skip"
     site = "decoder"
     trained = True
-    guided = "layers"
+    warmup_target = "layers"
     paper = "p-MoD, arXiv 2412.04449"
     config_class = ModConfig
 

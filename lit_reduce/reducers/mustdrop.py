@@ -58,9 +58,9 @@ class MustDrop(Reducer):
             taker = torch.where(inside, last[owner.clamp_min(0)], here)
         weight = torch.zeros_like(attention).scatter_add(1, taker, attention)
         stays = ranks(weight.masked_fill(taker != here, -torch.inf)) < keep
-        anchors = places(stays, keep)
-        taken = assignment(anchors, taker)
-        return Reduction(anchors, features=merge_mean(x, taken, keep)[0], scores=attention, assignment=taken)
+        kept_indices = places(stays, keep)
+        taken = assignment(kept_indices, taker)
+        return Reduction(kept_indices, features=merge_mean(x, taken, keep)[0], scores=attention, assignment=taken)
 
 
 @dataclass

@@ -49,7 +49,7 @@ class Packer(Reducer):
     kind = "resample"
     site = "projector"
     trained = True
-    guided = "tokens"
+    warmup_target = "tokens"
     paper = "TokenPacker, arXiv 2407.02392"
     config_class = PackerConfig
 
@@ -73,7 +73,7 @@ class Packer(Reducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """New tokens at the centres of their regions."""
         x = tokens.features
-        pooled, anchors, owner = average_pool(x, tokens.grid, keep)
+        pooled, kept_indices, owner = average_pool(x, tokens.grid, keep)
         query = self.point(normal(pooled))
         if self.ask is not None:
             query = query + self.ask(_prompt(tokens))[:, None]
@@ -81,7 +81,7 @@ class Packer(Reducer):
         read = self._attend(self.normal(query), self.key(seen), self.value(seen), *members(owner, keep))
         scale = pooled.square().mean(-1, keepdim=True).sqrt()
         made = pooled + scale * self.leave(read)
-        return Reduction(anchors.expand(len(x), -1), features=made, assignment=owner.expand(len(x), -1))
+        return Reduction(kept_indices.expand(len(x), -1), features=made, assignment=owner.expand(len(x), -1))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, inside: Tensor, real: Tensor) -> Tensor:
         """What each point ``[B, K, W]`` reads of the tokens ``[B, N, W]`` that ``inside`` ``[K, M]`` names."""

@@ -46,11 +46,11 @@ class PruMerge(Reducer):
         attention = single_head(tokens.signal("cls_query@-1"), keys)
         chosen = self.choose(attention, keep - 1) if keep > 1 else torch.zeros_like(attention, dtype=torch.bool)
         extra = attention.masked_fill(chosen, -torch.inf).argmax(-1, keepdim=True)
-        anchors, valid = ragged_places(chosen.scatter(1, extra, True), keep)
-        made = merge_attention(x, keys, attention, anchors, self.config.neighbours)
+        kept_indices, valid = ragged_places(chosen.scatter(1, extra, True), keep)
+        made = merge_attention(x, keys, attention, kept_indices, self.config.neighbours)
         summary = ((attention * ~chosen)[:, None] @ exact(x)).to(x.dtype)
-        made = torch.where((anchors == extra)[..., None] & valid[..., None], summary, made)
-        return Reduction(anchors, features=made, valid=valid if self.config.adaptive else None, scores=attention)
+        made = torch.where((kept_indices == extra)[..., None] & valid[..., None], summary, made)
+        return Reduction(kept_indices, features=made, valid=valid if self.config.adaptive else None, scores=attention)
 
     def choose(self, attention: Tensor, k: int) -> Tensor:
         """Tokens that stay beside the extra one ``[B, N]`` bool, ``k`` or with ``adaptive`` fewer, at least 1."""

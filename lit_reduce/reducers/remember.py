@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lit_reduce.errors import UserError
 from lit_reduce.ops.recall import within
 from lit_reduce.ops.similarity import normal
-from lit_reduce.recall import Glance, RecallReducer
+from lit_reduce.recall import RecallReducer, TokenRecall
 from lit_reduce.reducer import ReducerConfig, find, register
 from lit_reduce.reducers.packer import level
 from lit_reduce.tokens import Reduction, VisualTokens
@@ -72,7 +72,7 @@ class Remember(RecallReducer):
             options.setdefault(key, getattr(c, key))
         self.short = cls(cls.config_class.from_options(options, owner=f"remember: {c.short}"))
         self.levels = [f"encoder@{level}" for level in c.levels]
-        self.guided = self.short.guided if self.short.trained else ""
+        self.warmup_target = self.short.warmup_target if self.short.trained else ""
         self.signals = self.short.signals | frozenset(self.levels)
         seen = len(c.levels) * c.vision_hidden_size
         self.reads_again = nn.ModuleList(Read(c.hidden_size, seen, c.width, c.heads) for _ in c.layers)
@@ -87,7 +87,7 @@ class Remember(RecallReducer):
         levels = [level(tokens, name, self) for name in self.levels]
         return replace(short, memory=torch.cat([normal(x) for x in levels], -1))
 
-    def recall(self, look: Glance) -> Tensor:
+    def recall(self, look: TokenRecall) -> Tensor:
         """The hidden states with what they read added."""
         number = self.recalls(self.config.depth).index(look.layer)
         added: Tensor = self.reads_again[number](look.hidden, look.memory, look.owner)

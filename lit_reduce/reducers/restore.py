@@ -44,16 +44,16 @@ class Restore(OnTop):
         kept = torch.zeros_like(x[..., 0], dtype=torch.bool)
         below = super().reduce(tokens, wanted) if wanted else None
         if below is not None:
-            valid = torch.ones_like(below.anchors) if below.valid is None else below.valid.long()
-            kept = torch.zeros_like(kept, dtype=torch.long).scatter_add(1, below.anchors, valid) > 0
+            valid = torch.ones_like(below.kept_indices) if below.valid is None else below.valid.long()
+            kept = torch.zeros_like(kept, dtype=torch.long).scatter_add(1, below.kept_indices, valid) > 0
         peaks, owner = distinctive(x, ~kept, keep - kept.sum(-1))
         here = torch.arange(count, device=x.device)
-        anchors = places(kept | peaks, keep)
-        taken = assignment(anchors, torch.where(kept, here, owner))
+        kept_indices = places(kept | peaks, keep)
+        taken = assignment(kept_indices, torch.where(kept, here, owner))
         made, size = merge_mean(x, taken, keep)
-        made = torch.where(kept.gather(1, anchors)[..., None], gather_tokens(x, anchors), made)
+        made = torch.where(kept.gather(1, kept_indices)[..., None], gather_tokens(x, kept_indices), made)
         return Reduction(
-            anchors,
+            kept_indices,
             features=made,
             scores=None if below is None else below.scores,
             assignment=taken,

@@ -7,7 +7,7 @@ import torch
 from lit_reduce.ops.budgets import falling, recycled_split
 from lit_reduce.ops.clusters import dpc_knn
 from lit_reduce.ops.mergers import assignment, merge_mean
-from lit_reduce.ops.scorers import rated, raters
+from lit_reduce.ops.scorers import rated, text_raters
 from lit_reduce.ops.selectors import places, ranks
 from lit_reduce.ops.similarity import gather_tokens
 from lit_reduce.reducer import Reducer, ReducerConfig, register
@@ -45,7 +45,7 @@ class SparseVLM(Reducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """Kept tokens are copies; `dpc_knn` on the recycled ones."""
         x, rows = tokens.features, tokens.signal("text_rows").float()
-        score = rated(rows, raters(rows, tokens.signal("text_mask")))
+        score = rated(rows, text_raters(rows, tokens.signal("text_mask")))
         kept, recycled, clusters = recycled_split(tokens.count, keep)
         order = ranks(score)
         here = torch.arange(tokens.count, device=x.device).expand(len(x), -1)
@@ -53,7 +53,7 @@ class SparseVLM(Reducer):
         peaks, owner = dpc_knn(gather_tokens(x, again), clusters)
         heads = again.gather(1, peaks)
         taker = here.masked_fill(order >= kept, -1).scatter(1, again, heads.gather(1, owner))
-        anchors = places((order < kept).scatter(1, heads, True), keep)
-        taken = assignment(anchors, taker)
+        kept_indices = places((order < kept).scatter(1, heads, True), keep)
+        taken = assignment(kept_indices, taker)
         made, _ = merge_mean(x, taken, keep)
-        return Reduction(anchors, features=made, scores=score, assignment=taken)
+        return Reduction(kept_indices, features=made, scores=score, assignment=taken)

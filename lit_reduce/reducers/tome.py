@@ -65,10 +65,10 @@ class ToMe(Reducer):
         if self.config.heads:
             metric = metric.unflatten(-1, (self.config.heads, -1)).mean(-2)
         into = bipartite(metric, tokens.count - keep, self.penalty(tokens))
-        anchors = _stay(into, keep)
-        owner = assignment(anchors, into)
+        kept_indices = _stay(into, keep)
+        owner = assignment(kept_indices, into)
         features, sizes = merge_mean(tokens.features, owner, keep, size)
-        return Reduction(anchors, features=features, assignment=owner, size=sizes)
+        return Reduction(kept_indices, features=features, assignment=owner, size=sizes)
 
     def penalty(self, tokens: VisualTokens) -> Tensor | None:  # noqa: ARG002  (Turbo reads them)
         """What speaks against merging a token ``[B, N]``, or None."""

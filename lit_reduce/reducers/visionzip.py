@@ -65,12 +65,12 @@ def dominant_and_contextual(x: Tensor, attention: Tensor, metric: Tensor, keep: 
     dominant = ranks(attention) < keep - few
     here = torch.arange(x.shape[1], device=x.device)
     if not few:
-        anchors = places(dominant, keep)
-        return Reduction(anchors, scores=attention, assignment=assignment(anchors, here.where(dominant, -1)))
+        kept_indices = places(dominant, keep)
+        return Reduction(kept_indices, scores=attention, assignment=assignment(kept_indices, here.where(dominant, -1)))
     rest = places(~dominant, x.shape[1] - keep + few)
     stride = rest.shape[1] // few
     targets = rest[:, : few * stride : stride]
-    anchors = places(dominant.scatter(1, targets, True), keep)
+    kept_indices = places(dominant.scatter(1, targets, True), keep)
     owner = nearest(metric, targets).masked_fill(dominant, -1)
     made, size = merge_mean(x, owner, few)
     if added:
@@ -79,9 +79,9 @@ def dominant_and_contextual(x: Tensor, attention: Tensor, metric: Tensor, keep: 
     sizes = torch.ones_like(attention).scatter(1, targets, size.to(attention))
     taker = targets.gather(1, owner.clamp_min(0)).where(~dominant, here)
     return Reduction(
-        anchors,
-        features=gather_tokens(merged, anchors),
+        kept_indices,
+        features=gather_tokens(merged, kept_indices),
         scores=attention,
-        assignment=assignment(anchors, taker),
-        size=sizes.gather(1, anchors),
+        assignment=assignment(kept_indices, taker),
+        size=sizes.gather(1, kept_indices),
     )

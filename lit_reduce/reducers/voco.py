@@ -89,11 +89,11 @@ class VoCo(Reducer):
         self.stages(self.config.depth, tokens.count, keep)
         made = self.tokens[:keep].expand(len(x), -1, -1)
         if not self.config.pooled:
-            anchors = torch.arange(tokens.count - keep, tokens.count, device=x.device)
-            return Reduction(anchors.expand(len(x), -1), features=made)
-        means, anchors, owner = average_pool(x, tokens.grid, keep)
+            kept_indices = torch.arange(tokens.count - keep, tokens.count, device=x.device)
+            return Reduction(kept_indices.expand(len(x), -1), features=made)
+        means, kept_indices, owner = average_pool(x, tokens.grid, keep)
         return Reduction(
-            anchors.expand(len(x), -1), features=means.to(made.dtype) + made, assignment=owner.expand(len(x), -1)
+            kept_indices.expand(len(x), -1), features=means.to(made.dtype) + made, assignment=owner.expand(len(x), -1)
         )
 
     def update(self, layer: int, part: str, x: Tensor) -> Tensor:

@@ -21,16 +21,16 @@ from lit_reduce.errors import UserError
 from lit_reduce.plugin import check_backbone, open_reducer
 from lit_reduce.recall import RecallReducer
 from lit_reduce.reducer import Reducer
-from lit_reduce.runtime import tower
-from lit_reduce.runtime.compact import Keep, Logical, compact
-from lit_reduce.runtime.contract import reduced_forward, reduced_generate
-from lit_reduce.runtime.digest import Digest, Digesting
+from lit_reduce.runtime.compact import Keep, PromptMap, compact
+from lit_reduce.runtime.decoder.attention_rows import from_tower
+from lit_reduce.runtime.decoder.compressed_kv import CompressedKV, CompressedKVReader
+from lit_reduce.runtime.decoder.hooks import DecoderHooks, Recall, stages_of
+from lit_reduce.runtime.decoder.prefill_state import Prompt
+from lit_reduce.runtime.decoder.schedule import acts, schedule_prompt
 from lit_reduce.runtime.encode import Encoded, encode
-from lit_reduce.runtime.flow import Prompt
-from lit_reduce.runtime.inside import Inside, Recall, stages_of
-from lit_reduce.runtime.prompt import acts, staged
-from lit_reduce.runtime.recall import Bank, Recalling
-from lit_reduce.runtime.rows import from_tower
+from lit_reduce.runtime.generate_wrapper import reduced_forward, reduced_generate
+from lit_reduce.runtime.recall.hooks import ImageMemory, RecallHooks
+from lit_reduce.runtime.vision import batched as tower
 from lit_reduce.tokens import Budget
 
 _NAME = "_lit_reduce"
@@ -84,21 +84,21 @@ class Attachment:
         self.family = family_of(model.config)
         self._check()
         self.stats = Stats()
-        self.logical: Logical | None = None
+        self.logical: PromptMap | None = None
         self._encoded: Encoded | None = None
         self._prompt: Prompt | None = None
-        self._bank: Bank | None = None
+        self._bank: ImageMemory | None = None
         self._undo: list[Callable[[], None]] = []
         if "encoder" in sites:  # first, because it may refuse the tower
             self._undo.append(tower.install(model, self.family, *sites["encoder"]).remove)
         reading = [site for site, (reducer, _) in sites.items() if site == "decoder" and reducer.kind == "register"]
-        self.digesting = Digesting(model, *sites[reading[0]]) if reading else None
+        self.digesting = CompressedKVReader(model, *sites[reading[0]]) if reading else None
         acting = {site: reducer for site, (reducer, _) in sites.items() if site in INSIDE and site not in reading}
-        self.inside = Inside(model, **acting) if acting else None
+        self.inside = DecoderHooks(model, **acting) if acting else None
         if self.inside is not None:
             self._undo.append(self.inside.remove)
         looking = sites["projector"][0] if "projector" in sites else None
-        self.recalling = Recalling(model, looking) if isinstance(looking, RecallReducer) else None
+        self.recalling = RecallHooks(model, looking) if isinstance(looking, RecallReducer) else None
         if self.recalling is not None:
             self._undo.append(self.recalling.remove)
         self._before = {name: vars(model)[name] for name in _METHODS if name in vars(model)}
@@ -135,14 +135,14 @@ class Attachment:
 
         Args:
             layer: Index of the layer.
-            entries: Called once for each prompt (without a cache, at each pass); gets the `Flow` and gives an `Extra`.
+            entries: Called once for each prompt (without a cache, each pass), with the `PrefillState`; gives `Extra`.
         """
         if self.inside is None:
-            self.inside = Inside(self.model)
+            self.inside = DecoderHooks(self.model)
             self._undo.append(self.inside.remove)
         self.inside.recall[layer] = entries
 
-    def digest(self, **inputs: Any) -> Digest:
+    def digest(self, **inputs: Any) -> CompressedKV:
         """What learned tokens (kind ``register`` at the decoder) make of pictures, for many questions about them.
 
         ``generate(..., digest=...)`` and ``forward`` then read neither picture nor tower; the prompts must begin with
@@ -188,7 +188,7 @@ class Attachment:
         finally:
             vars(self.model)["forward"] = mine
 
-    def shorten(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Logical]:
+    def shorten(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], PromptMap]:
         """Encode, reduce and shorten one prompt."""
         if self.digesting is not None:
             short, logical = self.digesting.shorten(inputs, self.positions, self.encode)
@@ -201,9 +201,9 @@ class Attachment:
         short, logical = compact(self.model, inputs, encoded, reducer, keep, self.positions)
         if self.inside is not None:
             sites = {site: self.sites[site] for site in INSIDE if site in self.sites}
-            prompt = staged(self.model, short, logical, encoded, sites)
+            prompt = schedule_prompt(self.model, short, logical, encoded, sites)
             self._prompt = prompt if self.inside.recall or acts(prompt) else None
-        self._bank = None if self.recalling is None else Bank.of(self.model, reducer, inputs, short, logical)
+        self._bank = None if self.recalling is None else ImageMemory.of(self.model, reducer, inputs, short, logical)
         self.record(sum(logical.kept), sum(logical.total), logical)
         return short, logical
 
@@ -238,7 +238,7 @@ class Attachment:
                     return False
         return True
 
-    def record(self, kept: int, total: int, logical: Logical | None = None) -> None:
+    def record(self, kept: int, total: int, logical: PromptMap | None = None) -> None:
         """Remember what a call did before the language model."""
         self.logical = logical
         self.stats = Stats(kept, total, 0.0 if logical is None else logical.reducer_ms)
@@ -255,9 +255,9 @@ class Attachment:
         mine = [i for i, p in enumerate(inside.pictures) if p.row % many == 0]
         counts = [[count[i] for i in mine] for count in inside.counts]
         mean = [sum(one) / len(one) for one in zip(*counts, strict=True)] if "decoder" in self.sites else []
-        anchors = [before[p.anchors] for before, p in zip(logical.anchors, left, strict=True)]
+        kept_indices = [before[p.kept_indices] for before, p in zip(logical.kept_indices, left, strict=True)]
         spent, kept = logical.reducer_ms + inside.spent, [p.count for p in left]
-        self.logical = replace(logical, anchors=anchors, kept=kept, reducer_ms=spent, layers=mean)
+        self.logical = replace(logical, kept_indices=kept_indices, kept=kept, reducer_ms=spent, layers=mean)
         layers, cached = tuple(map(sum, counts)), tuple(count // many for count in inside.cached)
         self.stats = Stats(sum(kept), self.stats.total, spent, layers, cached)
 

@@ -23,8 +23,8 @@ def call(reducer: Reducer, tokens: VisualTokens, keep: int) -> Reduction:
 
 def kept(reduction: Reduction, count: int) -> Tensor:
     """``[B, N]``, true at the anchors."""
-    ones = torch.ones_like(reduction.anchors) if reduction.valid is None else reduction.valid.long()
-    return ones.new_zeros(len(ones), count).scatter_add(1, reduction.anchors, ones) > 0
+    ones = torch.ones_like(reduction.kept_indices) if reduction.valid is None else reduction.valid.long()
+    return ones.new_zeros(len(ones), count).scatter_add(1, reduction.kept_indices, ones) > 0
 
 
 def now(x: Tensor) -> float:
@@ -50,7 +50,7 @@ def _on_device_of(reducer: Reducer, tokens: VisualTokens) -> VisualTokens:
 
 def _check(reducer: Reducer, reduction: Reduction, count: int) -> None:
     """A third party's mistake here would feed tokens to the wrong positions in silence."""
-    a, valid = reduction.anchors, reduction.valid
+    a, valid = reduction.kept_indices, reduction.valid
     real = torch.ones_like(a, dtype=torch.bool) if valid is None else valid
     rising = (a[:, 1:] > a[:, :-1]) | ~real[:, 1:]
     trailing = real[:, :-1] | ~real[:, 1:]

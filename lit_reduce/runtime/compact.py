@@ -25,7 +25,7 @@ ALONGSIDE = {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": IGNORE}  # o
 
 
 @dataclass(frozen=True)
-class Logical:
+class PromptMap:
     """How a shortened prompt of length S relates to the original one of length L.
 
     Attributes:
@@ -33,7 +33,7 @@ class Logical:
         order: ``[B, S]``, the original index of each token of the short prompt.
         valid: ``[B, S]``, the mask of the short prompt.
         positions: ``[B, L]`` position ids of the original prompt, or ``[R, B, L]`` of a model with R rows of them.
-        anchors: The kept indices of each image, ascending.
+        kept_indices: The kept indices of each image, ascending.
         grids: Frames, rows and columns of each image.
         total: Visual tokens of each image before.
         kept: And after.
@@ -47,7 +47,7 @@ class Logical:
     order: Tensor
     valid: Tensor
     positions: Tensor
-    anchors: list[Tensor]
+    kept_indices: list[Tensor]
     grids: list[Grid]
     total: list[int]
     kept: list[int]
@@ -68,7 +68,7 @@ def compact(
     reducer: Reducer,
     keep: Keep,
     positions: str = "keep",
-) -> tuple[dict[str, Any], Logical]:
+) -> tuple[dict[str, Any], PromptMap]:
     """Reduce the encoded images and shorten the prompt to fit.
 
     Args:
@@ -91,11 +91,12 @@ def compact(
     start = now(ids)
     memories: dict[int, Memory] = {}
     features, stays, rows = reduce_images(encoded, reducer, keep, memories)
-    anchors = rows
-    if encoded.anchors:  # the tower has reduced already
-        anchors = [first[row] for first, row in zip(encoded.anchors, rows, strict=True)]
+    kept_indices = rows
+    if encoded.kept_indices:  # the tower has reduced already
+        kept_indices = [first[row] for first, row in zip(encoded.kept_indices, rows, strict=True)]
         stays = [
-            x.new_zeros(n).bool().index_fill(0, a, True) for x, n, a in zip(rows, encoded.counts, anchors, strict=True)
+            x.new_zeros(n).bool().index_fill(0, a, True)
+            for x, n, a in zip(rows, encoded.counts, kept_indices, strict=True)
         ]
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
@@ -127,8 +128,8 @@ def compact(
     if getattr(model.base_model, "rope_deltas", None) is not None:  # positions of a later turn: cached tokens + deltas
         model.base_model.rope_deltas = model.base_model.rope_deltas + (mask.sum(1) - valid.sum(1))[:, None]
     spent = 1000 * (now(ids) - start) + encoded.spent
-    return short, Logical(
-        selected, order, valid, places, anchors, encoded.grids, before, after, spent, memories=memories
+    return short, PromptMap(
+        selected, order, valid, places, kept_indices, encoded.grids, before, after, spent, memories=memories
     )
 
 
@@ -145,7 +146,7 @@ def reduce_images(
         groups.setdefault((len(x), grid), []).append(i)
     features: list[Tensor] = list(encoded.features)
     stays = [torch.ones(len(x), dtype=torch.bool, device=x.device) for x in features]
-    anchors = [torch.arange(len(x), device=x.device) for x in features]
+    kept_indices = [torch.arange(len(x), device=x.device) for x in features]
     for (count, _), images in groups.items():
         k = budget.count(count)
         if k == count:  # keeping all is the identity for every reducer, to the bit and at no cost
@@ -157,10 +158,10 @@ def reduce_images(
         stay = kept(reduction, count)
         for row, i in enumerate(images):
             real = slice(None) if valid is None else valid[row]
-            features[i], stays[i], anchors[i] = new[row][real], stay[row], reduction.anchors[row][real]
+            features[i], stays[i], kept_indices[i] = new[row][real], stay[row], reduction.kept_indices[row][real]
             if memories is not None and reduction.memory is not None and reduction.assignment is not None:
                 memories[i] = reduction.memory[row], reduction.assignment[row]
-    return features, stays, anchors
+    return features, stays, kept_indices
 
 
 def prompt_positions(mask: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 from lit_reduce.backbones.families import Family, Grid, family_of
 from lit_reduce.backbones.layouts import AnyRes, Kept
 from lit_reduce.errors import UserError
-from lit_reduce.runtime.registers import Registers
-from lit_reduce.runtime.signals import TOWER, Gauges, Signal
-from lit_reduce.runtime.within import installed
+from lit_reduce.runtime.attention.signals import TOWER, Signal, SignalRecorder
+from lit_reduce.runtime.vision.base import installed
+from lit_reduce.runtime.vision.registers import Registers
 from lit_reduce.tokens import VisualTokens
 
 SIGNALS = TOWER | {"text", "size"}
@@ -35,7 +35,7 @@ class Encoded:
         text_mask: ``[B, T]``, true at real tokens.
         kinds: ``image`` or ``video``; all are images when empty.
         deepstack: For each level of a model that adds visual features to deeper layers, ``[n_i, D]`` of each image.
-        anchors: Where the tower itself was reduced, the original index of each row of the features; else empty.
+        kept_indices: Where the tower itself was reduced, the original index of each row of the features; else empty.
         totals: And the image's tokens before that.
         spent: Milliseconds that a reducer inside the tower took.
     """
@@ -48,7 +48,7 @@ class Encoded:
     text_mask: Tensor | None = None
     kinds: list[str] = field(default_factory=list)
     deepstack: list[list[Tensor]] = field(default_factory=list)
-    anchors: list[Tensor] = field(default_factory=list)
+    kept_indices: list[Tensor] = field(default_factory=list)
     totals: list[int] = field(default_factory=list)
     spent: float = 0.0
 
@@ -78,7 +78,7 @@ class Encoded:
             text=None if self.text is None else self.text[rows],
             text_mask=None if self.text_mask is None else self.text_mask[rows],
             kinds=named(self.kinds), deepstack=[named(level) for level in self.deepstack],
-            anchors=named(self.anchors), totals=named(self.totals),
+            kept_indices=named(self.kept_indices), totals=named(self.totals),
         )  # fmt: skip
 
     def of(self, kind: str) -> list[int]:
@@ -120,13 +120,13 @@ def trace(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), fa
         owners = _owners(placeholders(model, inputs["input_ids"], kind), counts)
         if isinstance(within, Registers):
             within.tiles = layout.tiles(model, inputs) if isinstance(layout, AnyRes) else None
-        with Gauges(model, family, asked) as gauges:
+        with SignalRecorder(model, family, asked) as gauges:
             out = _features(model, inputs, kind)
         left = [] if within is None else within.left(layout, inputs, counts)
-        found.anchors.extend(left)
+        found.kept_indices.extend(left)
         found.totals.extend(counts if left else [])
         if left and within is not None and within.short:
-            layout, counts, left = Kept(torch.stack(left)), [len(anchors) for anchors in left], []
+            layout, counts, left = Kept(torch.stack(left)), [len(kept_indices) for kept_indices in left], []
         found.features.extend(_rows(_split(out.pooler_output, counts), left))
         found.grids.extend(picture.grid for picture in pictures)
         found.samples.extend(owners)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lit_reduce.backbones import load, wrap
+from lit_reduce.backbones import load_backbone, wrap
 from lit_reduce.errors import UserError
 
 
@@ -19,7 +19,7 @@ def folder(tiny, tmp_path):
 
 
 def test_a_folder_loads_frozen_and_gives_the_same_answers(tiny, folder, pictures, batch):
-    loaded = load(folder)
+    loaded = load_backbone(folder)
     assert loaded.model.dtype == torch.float32
     assert not loaded.model.training
     assert not any(weight.requires_grad for weight in loaded.model.parameters())
@@ -30,11 +30,11 @@ def test_a_folder_loads_frozen_and_gives_the_same_answers(tiny, folder, pictures
 
 
 def test_dtype_by_name(folder, pictures):
-    loaded = load(folder, dtype="bfloat16", device="cpu")
+    loaded = load_backbone(folder, dtype="bfloat16", device="cpu")
     inputs = loaded.prepare(pictures[:1], ["what"])
     assert inputs["pixel_values"].dtype == loaded.model.dtype == torch.bfloat16
     with pytest.raises(UserError, match="float33"):
-        load(folder, dtype="float33")
+        load_backbone(folder, dtype="float33")
 
 
 def test_prompts_are_padded_on_the_left_and_hold_their_images(tiny, batch):
@@ -74,15 +74,15 @@ def test_answers_are_the_new_tokens_only(tiny, batch):
 
 def test_what_cannot_be_loaded(tmp_path, folder):
     with pytest.raises(UserError, match="no backbone can be loaded from"):
-        load(tmp_path / "nothing")
+        load_backbone(tmp_path / "nothing")
     shutil.copytree(folder, tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
     with pytest.raises(UserError, match=r"'clip' is not supported: .*families.py.* known: .*llava"):
-        load(tmp_path / "other")
+        load_backbone(tmp_path / "other")
     (folder / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="no backbone can be loaded from"):
-        load(folder)
+        load_backbone(folder)
 
 
 def test_missing_weights_are_not_invented(folder):
@@ -91,7 +91,7 @@ def test_missing_weights_are_not_invented(folder):
     del weights["language_model.lm_head.weight"]
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lm_head\.weight.* missing"):
-        load(folder)
+        load_backbone(folder)
 
 
 def test_pocket_is_found_in_the_working_folder(folder, tmp_path, monkeypatch):
@@ -99,10 +99,10 @@ def test_pocket_is_found_in_the_working_folder(folder, tmp_path, monkeypatch):
     shutil.copytree(folder, place)
     monkeypatch.chdir(tmp_path / "checkout")
     monkeypatch.setattr("lit_reduce.backbones.backbone.__file__", str(tmp_path / "a" / "b" / "c" / "d.py"))
-    assert load("pocket").identity.id == "pocket"
+    assert load_backbone("pocket").identity.id == "pocket"
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="run from a checkout"):
-        load("pocket")
+        load_backbone("pocket")
 
 
 def test_wrap_freezes(tiny):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from families import FAMILIES
 
-from lit_reduce.backbones import load, shapes
+from lit_reduce.backbones import load_backbone, shapes
 from lit_reduce.errors import UserError
 
 CPU = torch.device("cpu")
@@ -49,12 +49,12 @@ def test_a_count_that_the_geometry_does_not_allow_is_refused(family, visual):
 
 def test_unknown_shapes_are_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"no backbone has the shape 'huge'; known: shape:smolvlm-256m"):
-        load("shape:huge")
+        load_backbone("shape:huge")
 
 
 def test_there_is_no_processor_and_it_says_so(monkeypatch):
     monkeypatch.setitem(shapes.SHAPES, "tiny", lambda: FAMILIES["llava"]()[0].config)
-    backbone = load("shape:tiny", device="cpu")
+    backbone = load_backbone("shape:tiny", device="cpu")
     assert backbone.identity.id == "shape:tiny"
     assert backbone.model.dtype == torch.float32
     assert not any(p.requires_grad for p in backbone.model.parameters())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_reduce.backbones import Backbone
+from lit_reduce.benchmark.profiling import peak_bytes
 from lit_reduce.data.groups import Group
 from lit_reduce.distill import logs
 from lit_reduce.distill.callbacks import MovingAverage
@@ -18,7 +19,6 @@ from lit_reduce.distill.logs import LOGGERS, ContinuedCSV, run_id
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.distill.train import fit
-from lit_reduce.evaluate.resources import peak_bytes
 from lit_reduce.reducer import Reducer, create
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -37,8 +37,8 @@ class Pooling(Reducer):
         owner = torch.arange(tokens.count) * keep // tokens.count
         mix = torch.zeros(keep, tokens.count).index_put((owner, torch.arange(tokens.count)), self.weight.exp())
         features = (mix / mix.sum(1, keepdim=True)) @ tokens.features
-        anchors = torch.tensor([int((owner == k).nonzero()[0]) for k in range(keep)])
-        return Reduction(anchors.expand(len(features), -1), features=features)
+        kept_indices = torch.tensor([int((owner == k).nonzero()[0]) for k in range(keep)])
+        return Reduction(kept_indices.expand(len(features), -1), features=features)
 
 
 def run(tiny: Backbone, teacher: Teacher, groups: list[Group], make: Any, chosen: Any, reducer: Reducer) -> Any:
@@ -196,7 +196,7 @@ def test_one_wrong_token_makes_an_answer_wrong(
 
 def said_by(tiny: Backbone, batch: Any) -> list[Tensor]:
     """The most likely word at each answer position of each row, from all tokens."""
-    from lit_reduce.runtime.decoder import run_decoder
+    from lit_reduce.runtime.decoder.run import run_decoder
 
     with torch.no_grad():
         logits = run_decoder(tiny.model, {"input_ids": batch.ids, "attention_mask": batch.mask}, batch.features)

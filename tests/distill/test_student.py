@@ -6,11 +6,11 @@ import torch
 from lit_reduce.backbones import Backbone
 from lit_reduce.data.groups import Group
 from lit_reduce.distill.batch import Batch, make_batch
-from lit_reduce.distill.gated import exact
-from lit_reduce.distill.student import hard_logits, sees, soft_logits
+from lit_reduce.distill.relaxation import exact
+from lit_reduce.distill.student import relaxed_logits, sees, student_logits
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.reducer import Reducer
-from lit_reduce.runtime.decoder import run_decoder
+from lit_reduce.runtime.decoder.run import run_decoder
 from lit_reduce.runtime.encode import prompt_text
 
 
@@ -18,10 +18,10 @@ from lit_reduce.runtime.encode import prompt_text
 @pytest.mark.parametrize("tau", [0.3, 0.01])
 def test_soft_equals_hard(tiny: Backbone, batch: Batch, covipal: Reducer, candidates: int, tau: float) -> None:
     with torch.no_grad():
-        hard, labels, rows = hard_logits(tiny.model, covipal, batch, 10)
+        hard, labels, rows = student_logits(tiny.model, covipal, batch, 10)
         gated = exact(covipal.score(sees(tiny.model, covipal, batch)), 10, tau, candidates)
-        soft, *same = soft_logits(tiny.model, batch, gated)
-        other, *_ = hard_logits(tiny.model, covipal, batch, 9)
+        soft, *same = relaxed_logits(tiny.model, batch, gated)
+        other, *_ = student_logits(tiny.model, covipal, batch, 9)
     # A dropped key keeps a weight of 1e-6.
     torch.testing.assert_close(soft, hard, atol=1e-3, rtol=0)
     assert torch.equal(same[0], labels)
@@ -31,7 +31,7 @@ def test_soft_equals_hard(tiny: Backbone, batch: Batch, covipal: Reducer, candid
 
 def test_keeping_all_is_the_teacher(tiny: Backbone, batch: Batch, covipal: Reducer) -> None:
     with torch.no_grad():
-        hard, labels, rows = hard_logits(tiny.model, covipal, batch, 36)
+        hard, labels, rows = student_logits(tiny.model, covipal, batch, 36)
     seen = hard.log_softmax(-1).gather(1, batch.top_ids)
     torch.testing.assert_close(seen, batch.top, atol=2e-2, rtol=0)  # teacher outputs are in half precision
     assert labels.tolist() == batch.labels[batch.labels >= 0].tolist()
@@ -40,7 +40,7 @@ def test_keeping_all_is_the_teacher(tiny: Backbone, batch: Batch, covipal: Reduc
 
 def test_dropping_equals_hiding(tiny: Backbone, batch: Batch, covipal: Reducer) -> None:
     with torch.no_grad():
-        hard, *_ = hard_logits(tiny.model, covipal, batch, 7)
+        hard, *_ = student_logits(tiny.model, covipal, batch, 7)
         best = covipal.score(sees(tiny.model, covipal, batch)).topk(7, dim=1).indices
         mask = batch.mask.clone()
         for row, kept in enumerate(best):
@@ -59,7 +59,7 @@ def test_gradients_reach_the_reducer_and_nothing_else(
 ) -> None:
     scores = covipal.score(sees(tiny.model, covipal, batch))
     scores.retain_grad()
-    logits, labels, _ = soft_logits(tiny.model, batch, exact(scores, 6, 0.3, candidates))
+    logits, labels, _ = relaxed_logits(tiny.model, batch, exact(scores, 6, 0.3, candidates))
     torch.nn.functional.cross_entropy(logits, labels).backward()
     order = scores.detach().argsort(1, descending=True)
     for grad, ranked in zip(scores.grad, order, strict=True):
@@ -74,7 +74,7 @@ def test_few_candidates_give_nearly_the_gradient_of_all(tiny: Backbone, batch: B
     grads = []
     for candidates in (36, 16):
         scores = torch.randn(5, 36, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        logits, labels, _ = soft_logits(tiny.model, batch, exact(scores, 8, 0.1, candidates))
+        logits, labels, _ = relaxed_logits(tiny.model, batch, exact(scores, 8, 0.1, candidates))
         torch.nn.functional.cross_entropy(logits, labels).backward()
         grads.append(scores.grad)
     assert torch.nn.functional.cosine_similarity(*grads, dim=1).min() > 0.95
@@ -87,7 +87,7 @@ def test_the_gradient_points_to_better_choices(tiny: Backbone, batch: Batch) -> 
     optimizer = torch.optim.Adam([scores], lr=0.1)
     losses = []
     for _ in range(12):
-        logits, labels, _ = soft_logits(tiny.model, batch, exact(scores, 6, 0.3, 36))
+        logits, labels, _ = relaxed_logits(tiny.model, batch, exact(scores, 6, 0.3, 36))
         loss = torch.nn.functional.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()

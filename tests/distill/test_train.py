@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_reduce.backbones import Backbone, load
+from lit_reduce.backbones import Backbone, load_backbone
 from lit_reduce.distill.settings import DataSettings, TrainSettings
-from lit_reduce.distill.train import fresh_reducer, machine, plugin_config, tell, train
+from lit_reduce.distill.train import fresh_reducer, machine, plugin_config, train, write_table
 from lit_reduce.errors import UserError
-from lit_reduce.evaluate.answer import PredictSettings, predict
+from lit_reduce.inference.predict import PredictSettings, predict
 from lit_reduce.plugin import load_plugin, save_plugin
 from lit_reduce.settings import BackboneSettings, ReducerSettings
 
@@ -126,7 +126,7 @@ def test_weights_that_are_not_named_stay(chosen: TrainSettings, tmp_path: Path) 
 
 
 def load_tiny(chosen: TrainSettings) -> Backbone:
-    return load(chosen.backbone.name, device="cpu")
+    return load_backbone(chosen.backbone.name, device="cpu")
 
 
 def saved(chosen: TrainSettings, folder: Path, name: str = "covipal", **options: Any) -> str:
@@ -148,7 +148,7 @@ def test_the_table_can_be_made_later_and_says_what_computed(chosen: TrainSetting
     assert config.metrics == {"trained_on": machine(torch.device("cpu"))}
     assert "4 steps of 4 questions, seed 0).\n" in (out / "plugin" / "README.md").read_text()
     config.metrics["trained_on"] = "a far machine"
-    tell(chosen, load(chosen.backbone.name), reducer, config, out, out / "plugin")
+    write_table(chosen, load_backbone(chosen.backbone.name), reducer, config, out, out / "plugin")
     after, told = load_plugin(out / "plugin")
     assert all(torch.equal(x, after.state_dict()[name]) for name, x in reducer.state_dict().items())
     assert set(told.metrics["accuracy"]) == {"all", "9", "4"}

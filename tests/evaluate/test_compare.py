@@ -11,9 +11,9 @@ from noise import noise
 
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
-from lit_reduce.evaluate import suite
-from lit_reduce.evaluate.compare import CompareSettings, compare, examples_of, find_plans
-from lit_reduce.evaluate.suite import ALL_TOKENS
+from lit_reduce.evaluate import evaluator as suite
+from lit_reduce.evaluate.compare import CompareSettings, compare, examples_of, find_specs
+from lit_reduce.evaluate.evaluator import ALL_TOKENS
 from lit_reduce.reducers.grid import GridReducer
 from lit_reduce.settings import BackboneSettings
 
@@ -153,11 +153,11 @@ def test_examples_take_the_kinds_in_turn() -> None:
 
 
 def test_what_the_list_of_reducers_means(tmp_path: Path) -> None:
-    everything, broken = find_plans(["all"], 9)
+    everything, broken = find_specs(["all"], 9)
     assert {"grid", "pool", "divprune"} <= set(everything)
     assert "covipal" not in everything
     assert broken == {}
-    plans, broken = find_plans(["random", {"name": "random", "options": {"seed": 3}}, "no/such"], 9)
+    plans, broken = find_specs(["random", {"name": "random", "options": {"seed": 3}}, "no/such"], 9)
     assert list(plans) == ["random", "random (seed=3)"]
     assert plans["random (seed=3)"].reducer.config.seed == 3
     assert list(broken) == ["no/such"]
@@ -171,7 +171,7 @@ def test_what_the_list_of_reducers_means(tmp_path: Path) -> None:
         ([{"name": "random", "options": {"sed": 1}}], "did you mean 'seed'"),
     ]:
         with pytest.raises(UserError, match=message):
-            find_plans(entries, 9)
+            find_specs(entries, 9)
 
 
 @pytest.mark.parametrize(

@@ -11,21 +11,21 @@ import torch
 from noise import noise
 from PIL import Image
 
-from lit_reduce.backbones import load
+from lit_reduce.backbones import load_backbone
 from lit_reduce.errors import UserError
-from lit_reduce.evaluate import suite
+from lit_reduce.evaluate import evaluator as suite
 from lit_reduce.evaluate.bootstrap import ratio_interval
-from lit_reduce.evaluate.pareto import frontier, pareto, points
-from lit_reduce.evaluate.seeds import cell, markdown, missed, ranked, summary
-from lit_reduce.evaluate.suite import ALL_TOKENS, Results, Score
+from lit_reduce.evaluate.evaluator import ALL_TOKENS, Results, Score
 from lit_reduce.evaluate.table import TableSettings, table
 from lit_reduce.plugin import FORMAT_VERSION, PluginConfig, create_for, save_plugin
+from lit_reduce.report.pareto import frontier, pareto, points
+from lit_reduce.report.seeds import cell, markdown, missed, ranked, summary
 from lit_reduce.settings import BackboneSettings
 from lit_reduce.version import __version__
 
 
 def plugin(folder: Path, tiny_folder: Path, name: str, seed: int) -> None:
-    identity = load(str(tiny_folder)).identity
+    identity = load_backbone(str(tiny_folder)).identity
     torch.manual_seed(seed)
     reducer = create_for(identity, name, {"width": 16, "heads": 2})
     for weight in reducer.parameters():
@@ -45,7 +45,7 @@ def chosen(tiny_folder: Path, tmp_path: Path) -> Callable[..., TableSettings]:
         {"image": f"{i % 2}.png", "prompt": f"what is w{20 + i} ?", "answer": f"w{3 * i}", "family": "ab"[i // 3]}
         for i in range(6)
     ]
-    backbone = load(str(tiny_folder))
+    backbone = load_backbone(str(tiny_folder))
     for i, row in enumerate(rows[:4]):  # what the backbone says itself, so that there is something to lose
         inputs = backbone.prepare([Image.open(tmp_path / row["image"])], [row["prompt"]])
         said = backbone.model.generate(**inputs, do_sample=False, max_new_tokens=1)

@@ -42,6 +42,6 @@ def test_elbow_is_farthest_below_the_chord(row):
 
 def test_ragged_places_pads_behind():
     chosen = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 1]]).bool()
-    anchors, valid = ragged_places(chosen, 3)
-    assert anchors.tolist() == [[0, 2, 4], [1, 2, 3], [4, 4, 4]]
+    kept_indices, valid = ragged_places(chosen, 3)
+    assert kept_indices.tolist() == [[0, 2, 4], [1, 2, 3], [4, 4, 4]]
     assert valid.tolist() == [[True, True, False], [True] * 3, [True, False, False]]

@@ -17,12 +17,12 @@ def cuts(draw):
 @given(cuts())
 def test_exactly_k_cells_cover_every_token_once(cut):
     _, count, k = cut
-    anchors, owner = (part.tolist() for part in cells(*cut))
-    assert len(anchors) == k
+    kept_indices, owner = (part.tolist() for part in cells(*cut))
+    assert len(kept_indices) == k
     assert len(owner) == count
-    assert anchors == sorted(set(anchors))
+    assert kept_indices == sorted(set(kept_indices))
     assert set(owner) == set(range(k))
-    assert [owner[anchor] for anchor in anchors] == list(range(k)), "a cell's centre must lie in the cell"
+    assert [owner[anchor] for anchor in kept_indices] == list(range(k)), "a cell's centre must lie in the cell"
 
 
 @given(cuts())
@@ -66,9 +66,9 @@ def test_budgets_in_use_on_24_by_24(k, shape):
 def test_frames_share_the_budget_evenly_and_merge_when_it_is_short():
     _, owner = cells((3, 4, 4), 48, 12)
     assert [len(set(frame.tolist())) for frame in owner.view(3, 16)] == [4, 4, 4]
-    anchors, owner = cells((4, 2, 2), 16, 2)
+    kept_indices, owner = cells((4, 2, 2), 16, 2)
     assert owner.tolist() == [0] * 8 + [1] * 8
-    assert [anchor // 4 for anchor in anchors.tolist()] == [0, 2]
+    assert [anchor // 4 for anchor in kept_indices.tolist()] == [0, 2]
 
 
 def test_newline_tokens_are_cut_as_a_plain_sequence():

@@ -57,7 +57,7 @@ def test_distinctive_matches_the_loop(seed, count, data):
     among = torch.rand(2, count, generator=torch.Generator().manual_seed(seed)) < 0.7
     among[:, :3] = True  # of two each is as dense as the other, and rounding would decide
     counts = torch.tensor([data.draw(st.integers(1, int(row.sum()))) for row in among])
-    anchors, owner = distinctive(x, among, counts)
+    kept_indices, owner = distinctive(x, among, counts)
     for image in range(2):
         rows, group = x[image].tolist(), [n for n in range(count) if among[image, n]]
 
@@ -74,7 +74,7 @@ def test_distinctive_matches_the_loop(seed, count, data):
             better = [alike(n, m) for m in group if density[m] > density[n]]
             score[n] = density[n] * (1 - max(better)) if better else density[n]
         expected = sorted(sorted(group, key=lambda n: -score[n])[: int(counts[image])])
-        assert anchors[image].nonzero()[:, 0].tolist() == expected
+        assert kept_indices[image].nonzero()[:, 0].tolist() == expected
         for n in range(count):
             wanted = -1 if n not in group else n if n in expected else max(expected, key=lambda a, n=n: alike(n, a))
             assert owner[image, n] == wanted

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_reduce.ops.gates import anneal, budget_gap, concrete, drown, exact_budget, key_bias, straight_through
+from lit_reduce.ops.gates import anneal, budget_gap, concrete, exact_budget, key_bias, mix_noise, straight_through
 from lit_reduce.ops.selectors import topk_sorted
 
 
@@ -188,11 +188,11 @@ def test_drowning_keeps_the_size_and_loses_the_token():
     features = 5 * torch.randn(1, 200, 400, generator=generator, dtype=torch.float64)
     noise = 5 * torch.randn(1, 200, 400, generator=generator, dtype=torch.float64)
     for a in (0.0, 0.3, 1.0):
-        made = drown(features, torch.full((1, 200), a), noise)
+        made = mix_noise(features, torch.full((1, 200), a), noise)
         assert float(made.square().mean()) == pytest.approx(25, rel=0.03)
         assert float((made * features).mean()) == pytest.approx(25 * math.sqrt(a), abs=0.5)
     gate = torch.tensor([[0.0, 1.0, 0.25]], requires_grad=True)
     x, e = torch.full((1, 3, 1), 2.0), torch.full((1, 3, 1), -1.0)
-    drown(x, gate, e).sum().backward()
+    mix_noise(x, gate, e).sum().backward()
     assert torch.isfinite(gate.grad).all()
     assert float(gate.grad[0, 2]) == pytest.approx(2 / (2 * 0.5) + 1 / (2 * math.sqrt(0.75)), rel=1e-3)

@@ -25,7 +25,7 @@ from lit_reduce.ops.mergers import (
 def test_average_pool_matches_the_loop(rows, columns, data):
     k = data.draw(st.integers(1, rows * columns))
     features = torch.randn(2, rows * columns, 3, generator=torch.Generator().manual_seed(k))
-    pooled, anchors, owner = average_pool(features, (1, rows, columns), k)
+    pooled, kept_indices, owner = average_pool(features, (1, rows, columns), k)
     expected = torch.zeros(2, k, 3, dtype=torch.float64)
     for image in range(2):
         for cell in range(k):
@@ -33,7 +33,7 @@ def test_average_pool_matches_the_loop(rows, columns, data):
             for width in range(3):
                 expected[image, cell, width] = sum(float(features[image, n, width]) for n in members) / len(members)
     torch.testing.assert_close(pooled.double(), expected, atol=1e-6, rtol=1e-6)
-    assert torch.equal(anchors, cells((1, rows, columns), rows * columns, k)[0])
+    assert torch.equal(kept_indices, cells((1, rows, columns), rows * columns, k)[0])
 
 
 def test_average_pool_is_adaptive_pooling_where_the_sizes_divide():
@@ -76,10 +76,10 @@ def add(vectors: list[list[float]], weights: list[float]) -> list[float]:
 def cases(draw_):
     seed, count = draw_(st.integers(0, 1000)), draw_(st.integers(2, 9))
     k = draw_(st.integers(1, count))
-    anchors = torch.stack(
+    kept_indices = torch.stack(
         [torch.randperm(count, generator=torch.Generator().manual_seed(seed + b))[:k] for b in (0, 1)]
     )
-    return seed, count, k, anchors.sort(-1).values
+    return seed, count, k, kept_indices.sort(-1).values
 
 
 few = settings(max_examples=40, deadline=None)
@@ -88,9 +88,11 @@ few = settings(max_examples=40, deadline=None)
 @few
 @given(cases())
 def test_nearest_matches_the_loop(case):
-    seed, count, k, anchors = case
+    seed, count, k, kept_indices = case
     metric = draw(seed, 2, count, 4)
-    for image, chosen, got in zip(metric.tolist(), anchors.tolist(), nearest(metric, anchors).tolist(), strict=True):
+    for image, chosen, got in zip(
+        metric.tolist(), kept_indices.tolist(), nearest(metric, kept_indices).tolist(), strict=True
+    ):
         expected = [max(range(k), key=lambda i, n=n: cosine_of(image[n], image[chosen[i]])) for n in range(count)]
         assert got == [chosen.index(n) if n in chosen else expected[n] for n in range(count)]
 
@@ -102,12 +104,12 @@ def test_nearest_leaves_equal_anchors_to_themselves_and_others_to_the_first():
 @few
 @given(cases(), st.booleans())
 def test_merge_mean_and_sum_match_the_loop(case, weighted):
-    seed, count, k, anchors = case
-    features, owner = draw(seed, 2, count, 3), nearest(draw(seed + 1, 2, count, 4), anchors)
-    owner[0, [n for n in range(count) if n not in anchors[0].tolist()][:1]] = -1
+    seed, count, k, kept_indices = case
+    features, owner = draw(seed, 2, count, 3), nearest(draw(seed + 1, 2, count, 4), kept_indices)
+    owner[0, [n for n in range(count) if n not in kept_indices[0].tolist()][:1]] = -1
     weight = draw(seed + 2, 2, count).abs() + 0.1 if weighted else None
     made, mass = merge_mean(features, owner, k, weight)
-    added = merge_sum(features, owner, anchors)
+    added = merge_sum(features, owner, kept_indices)
     for image in range(2):
         x, weights = features[image].tolist(), [1.0] * count if weight is None else weight[image].tolist()
         for token in range(k):
@@ -116,7 +118,7 @@ def test_merge_mean_and_sum_match_the_loop(case, weighted):
             mean = add([x[n] for n in members], [weights[n] / total for n in members])
             torch.testing.assert_close(made[image, token].tolist(), mean)
             assert math.isclose(mass[image, token], total)
-            anchor = int(anchors[image, token])
+            anchor = int(kept_indices[image, token])
             others = [n for n in members if n != anchor]
             mean = add([x[n] for n in others], [1 / len(others)] * len(others)) if others else [0.0] * 3
             torch.testing.assert_close(added[image, token].tolist(), add([x[anchor], mean], [1, 1]))
@@ -139,22 +141,22 @@ def test_merge_mean_keeps_half_precision_and_passes_gradients():
 @few
 @given(cases(), st.integers(1, 12))
 def test_merge_attention_matches_the_loop(case, neighbours):
-    seed, count, k, anchors = case
+    seed, count, k, kept_indices = case
     features, metric = draw(seed, 2, count, 3), draw(seed + 1, 2, count, 4)
     attention = draw(seed + 2, 2, count).softmax(-1)
-    made = merge_attention(features, metric, attention, anchors, neighbours)
+    made = merge_attention(features, metric, attention, kept_indices, neighbours)
     for image in range(2):
         x, keys, weights = features[image].tolist(), metric[image].tolist(), attention[image].tolist()
         for token in range(k):
-            i = int(anchors[image, token])
+            i = int(kept_indices[image, token])
             near = sorted((n for n in range(count) if n != i), key=lambda n: -cosine_of(keys[i], keys[n]))[:neighbours]
             expected = add([x[i], *(x[n] for n in near)], [1.0, *(weights[n] for n in near)])
             torch.testing.assert_close(made[image, token].tolist(), expected)
 
 
 def test_assignment_numbers_the_takers():
-    anchors, taker = torch.tensor([[1, 4], [0, 2]]), torch.tensor([[1, 1, -1, 4, 4], [0, 0, 2, 2, -1]])
-    assert assignment(anchors, taker).tolist() == [[0, 0, -1, 1, 1], [0, 0, 1, 1, -1]]
+    kept_indices, taker = torch.tensor([[1, 4], [0, 2]]), torch.tensor([[1, 1, -1, 4, 4], [0, 0, 2, 2, -1]])
+    assert assignment(kept_indices, taker).tolist() == [[0, 0, -1, 1, 1], [0, 0, 1, 1, -1]]
 
 
 def test_windows_of_a_grid_with_a_border():
@@ -166,8 +168,8 @@ def test_windows_of_a_grid_with_a_border():
 @few
 @given(cases())
 def test_agreement_is_the_mean_cosine_of_pairs(case):
-    seed, count, k, anchors = case
-    features, owner = draw(seed, 2, count, 4), nearest(draw(seed + 1, 2, count, 4), anchors)
+    seed, count, k, kept_indices = case
+    features, owner = draw(seed, 2, count, 4), nearest(draw(seed + 1, 2, count, 4), kept_indices)
     got = agreement(features, owner, k)
     for image in range(2):
         x = features[image].tolist()

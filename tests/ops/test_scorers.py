@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_reduce.ops.scorers import flow, key_norm, rated, raters, single_head, text_coverage, text_relevance
+from lit_reduce.ops.scorers import flow, key_norm, rated, single_head, text_coverage, text_raters, text_relevance
 
 few = settings(max_examples=25, deadline=None)
 
@@ -91,7 +91,7 @@ def test_flow_matches_the_loop(seed, heads):
 def test_raters_look_more_than_the_mean_word_and_padding_never_rates():
     rows = torch.tensor([[[0.3, 0.1], [0.1, 0.1], [0.1, 0.2], [9.0, 9.0]]] * 2)
     mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
-    assert raters(rows, mask).tolist() == [[True, False, False, False], [False] * 4]
+    assert text_raters(rows, mask).tolist() == [[True, False, False, False], [False] * 4]
 
 
 def test_rated_is_the_mean_of_the_raters_rows_or_of_all():

@@ -60,8 +60,8 @@ def test_peaked_is_a_part_of_the_largest_and_of_nothing_nothing():
 
 def test_best_keeps_the_largest_margins_of_each_row():
     margin = torch.tensor([[0.1, 0.9, -1.0, 0.9], [3.0, 2.0, 1.0, 0.0]])
-    anchors, valid = best(margin, torch.tensor([2, 3]))
-    assert [row[real].tolist() for row, real in zip(anchors, valid, strict=True)] == [[1, 3], [0, 1, 2]]
+    kept_indices, valid = best(margin, torch.tensor([2, 3]))
+    assert [row[real].tolist() for row, real in zip(kept_indices, valid, strict=True)] == [[1, 3], [0, 1, 2]]
     assert valid.tolist() == [[True, True, False], [True, True, True]]
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lit_reduce.pocket import attention
-from lit_reduce.pocket.attention import attend
-from lit_reduce.pocket.guidance import ANSWERING, NAMING, Watched, watched_attention
+from lit_reduce_pocket import attention
+from lit_reduce_pocket.attention import attend
+from lit_reduce_pocket.guidance import ANSWERING, NAMING, Watched, watched_attention
 
 
 def slow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from lit_reduce.pocket.comparing import APART, GAP, Distances, compared_spots, comparing
-from lit_reduce.pocket.language import symbolic_batch, symbolic_loss
-from lit_reduce.pocket.model import build_model
-from lit_reduce.pocket.questions import gap_of, questions
-from lit_reduce.pocket.symbols import Symbols
-from lit_reduce.pocket.world import SIZE, make_scene
+from lit_reduce_pocket.comparing import APART, GAP, Distances, compared_spots, comparing
+from lit_reduce_pocket.language import symbolic_batch, symbolic_loss
+from lit_reduce_pocket.model import build_model
+from lit_reduce_pocket.questions import gap_of, questions
+from lit_reduce_pocket.symbols import Symbols
+from lit_reduce_pocket.world import SIZE, make_scene
 
 
 def related(index: int) -> list:

@@ -7,7 +7,7 @@ import pytest
 
 easy_vqa = pytest.importorskip("easy_vqa")
 
-from lit_reduce.pocket.easy import VAL, easy_image, easy_picture, easy_rows  # noqa: E402
+from lit_reduce_pocket.easy import VAL, easy_image, easy_picture, easy_rows  # noqa: E402
 
 
 def test_the_splits_are_disjoint_and_complete() -> None:

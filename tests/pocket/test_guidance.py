@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from lit_reduce.pocket import guidance
-from lit_reduce.pocket.guidance import guided_answers, misses
-from lit_reduce.pocket.language import symbolic_batch
-from lit_reduce.pocket.model import build_model
-from lit_reduce.pocket.questions import questions
-from lit_reduce.pocket.symbols import Symbols
-from lit_reduce.pocket.world import make_scene
+from lit_reduce_pocket import guidance
+from lit_reduce_pocket.guidance import guided_answers, misses
+from lit_reduce_pocket.language import symbolic_batch
+from lit_reduce_pocket.model import build_model
+from lit_reduce_pocket.questions import questions
+from lit_reduce_pocket.symbols import Symbols
+from lit_reduce_pocket.world import make_scene
 
 
 @pytest.mark.parametrize("start", [1.0, 4.0])

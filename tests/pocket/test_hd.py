@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from lit_reduce.backbones import load
-from lit_reduce.pocket import hd
-from lit_reduce.pocket.model import build_model, normalise
-from lit_reduce.pocket.questions import questions
-from lit_reduce.pocket.render import render
+from lit_reduce.backbones import load_backbone
+from lit_reduce_pocket import hd
+from lit_reduce_pocket.model import build_model, normalise
+from lit_reduce_pocket.questions import questions
+from lit_reduce_pocket.render import render
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_it_trains_resumes_and_exports(tmp_path: Path, monkeypatch):
     assert first["step"] == 1
     folder = tmp_path / "out" / "pocket-hd"
     assert sum(file.stat().st_size for file in folder.iterdir()) < 28e6
-    backbone = load(folder)
+    backbone = load_backbone(folder)
     assert backbone.identity.family == "llava_next"
     assert backbone.model.model.image_newline.abs().max() > 0, "the newline has learned"
     before = build_model().model.vision_tower.state_dict()

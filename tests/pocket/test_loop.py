@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_reduce.pocket.loop import fit, save, schedule
+from lit_reduce_pocket.loop import fit, save, schedule
 
 STEPS = 9
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_reduce.pocket.model import (
+from lit_reduce_pocket.model import (
     TEMPLATE,
     build_model,
     build_processor,
@@ -14,11 +14,11 @@ from lit_reduce.pocket.model import (
     tower_forward,
     vision_tower,
 )
-from lit_reduce.pocket.questions import questions
-from lit_reduce.pocket.render import render
-from lit_reduce.pocket.turns import BOS, EOS, token_ids
-from lit_reduce.pocket.words import vocabulary
-from lit_reduce.pocket.world import GRID, make_scene
+from lit_reduce_pocket.questions import questions
+from lit_reduce_pocket.render import render
+from lit_reduce_pocket.turns import BOS, EOS, token_ids
+from lit_reduce_pocket.words import vocabulary
+from lit_reduce_pocket.world import GRID, make_scene
 
 
 @pytest.fixture(scope="module")

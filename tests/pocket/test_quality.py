@@ -4,16 +4,16 @@ from collections import defaultdict
 
 import pytest
 
-from lit_reduce.backbones import Backbone, load
-from lit_reduce.pocket.quality import QualitySettings, blind, quality, scene_questions, score, table
+from lit_reduce.backbones import Backbone, load_backbone
 from lit_reduce.settings import BackboneSettings
+from lit_reduce_pocket.quality import QualitySettings, blind, quality, scene_questions, score, table
 
 SCENES, TURNS = 5, 6
 
 
 @pytest.fixture(scope="module")
 def pocket() -> Backbone:
-    return load("pocket", "float32", "cpu")
+    return load_backbone("pocket", "float32", "cpu")
 
 
 def answer(pocket: Backbone, picture: object, prompt: str) -> str:

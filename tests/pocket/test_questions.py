@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from lit_reduce.pocket.model import build_tokenizer
-from lit_reduce.pocket.questions import FAMILIES, Question, questions
-from lit_reduce.pocket.words import vocabulary
-from lit_reduce.pocket.world import Scene, Thing, make_scene
+from lit_reduce_pocket.model import build_tokenizer
+from lit_reduce_pocket.questions import FAMILIES, Question, questions
+from lit_reduce_pocket.words import vocabulary
+from lit_reduce_pocket.world import Scene, Thing, make_scene
 
 WHERE: dict[str, Callable[[Thing, Thing], float]] = {
     "left of": lambda a, b: b.x - a.x,

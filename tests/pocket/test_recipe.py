@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from lit_reduce.backbones import load
+from lit_reduce.backbones import load_backbone
 from lit_reduce.errors import UserError
-from lit_reduce.pocket import loop, recipe, tower
-from lit_reduce.pocket.comparing import Distances
-from lit_reduce.pocket.export import EXTRA, export, start_from
-from lit_reduce.pocket.model import build_model
-from lit_reduce.pocket.recipe import RecipeSettings, make
-from lit_reduce.pocket.render import render
-from lit_reduce.pocket.symbols import Symbols
-from lit_reduce.pocket.tower import Heads
-from lit_reduce.pocket.world import make_scene
+from lit_reduce_pocket import loop, recipe, tower
+from lit_reduce_pocket.comparing import Distances
+from lit_reduce_pocket.export import EXTRA, export, start_from
+from lit_reduce_pocket.model import build_model
+from lit_reduce_pocket.recipe import RecipeSettings, make
+from lit_reduce_pocket.render import render
+from lit_reduce_pocket.symbols import Symbols
+from lit_reduce_pocket.tower import Heads
+from lit_reduce_pocket.world import make_scene
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_an_export_answers_and_trains_on_alike(tmp_path: Path) -> None:
     exact = {name: x.clone() for name, x in model.state_dict().items()}
     export(model, extra, tmp_path / "pocket")
     assert EXTRA in {path.name for path in (tmp_path / "pocket").iterdir()}
-    backbone = load(tmp_path / "pocket")
+    backbone = load_backbone(tmp_path / "pocket")
     for name, x in backbone.model.state_dict().items():  # float16 on the disk, float32 in use
         assert x.dtype == torch.float32
         torch.testing.assert_close(x, exact[name], rtol=2**-11, atol=2**-24)

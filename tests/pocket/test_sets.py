@@ -1,9 +1,9 @@
 import pytest
 
 from lit_reduce.distill.train import WORLDS
-from lit_reduce.pocket.data import scene_groups
-from lit_reduce.pocket.hd import hd_groups
-from lit_reduce.pocket.sets import SETS
+from lit_reduce_pocket.data import scene_groups
+from lit_reduce_pocket.hd import hd_groups
+from lit_reduce_pocket.sets import SETS
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lit_reduce.pocket.tower import Heads, place_loss
-from lit_reduce.pocket.world import GRID
+from lit_reduce_pocket.tower import Heads, place_loss
+from lit_reduce_pocket.world import GRID
 
 
 def test_place_loss_is_the_mean_squared_distance_to_column_and_row() -> None:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from lit_reduce.pocket import translate
-from lit_reduce.pocket.model import build_model
-from lit_reduce.pocket.symbols import Symbols
-from lit_reduce.pocket.translate import Features, features_of, fold, token_batch, translation_loss, wear
-from lit_reduce.pocket.world import make_scene
+from lit_reduce_pocket import translate
+from lit_reduce_pocket.model import build_model
+from lit_reduce_pocket.symbols import Symbols
+from lit_reduce_pocket.translate import Features, features_of, fold, token_batch, translation_loss, wear
+from lit_reduce_pocket.world import make_scene
 
 
 def uneven(count: int, width: int) -> torch.Tensor:
@@ -47,7 +47,7 @@ def test_goals_are_words_and_groups_weigh_the_same() -> None:
     thing = next(t for t in scene.shapes if t.number is None)
     at = 576 + int(thing.y // 14) * 24 + int(thing.x // 14)
     lookup, place = model.get_input_embeddings().weight, symbols.place.weight
-    from lit_reduce.pocket.words import vocabulary
+    from lit_reduce_pocket.words import vocabulary
 
     words = [vocabulary().index(w) for w in (thing.color, thing.shape, "large" if thing.large else "small")]
     row, column = divmod(at - 576, 24)

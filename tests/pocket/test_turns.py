@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from lit_reduce.pocket.guidance import misses
-from lit_reduce.pocket.language import symbolic_batch
-from lit_reduce.pocket.questions import questions
-from lit_reduce.pocket.render import owners
-from lit_reduce.pocket.turns import BOS, EOS, answer_logits, pack, token_ids
-from lit_reduce.pocket.words import vocabulary
-from lit_reduce.pocket.world import GRID, PATCH, make_scene
+from lit_reduce_pocket.guidance import misses
+from lit_reduce_pocket.language import symbolic_batch
+from lit_reduce_pocket.questions import questions
+from lit_reduce_pocket.render import owners
+from lit_reduce_pocket.turns import BOS, EOS, answer_logits, pack, token_ids
+from lit_reduce_pocket.words import vocabulary
+from lit_reduce_pocket.world import GRID, PATCH, make_scene
 
 TURNS = [("what color is the star ?", "red"), ("describe the cross .", "a small red cross with number 47"), ("a", "no")]
 

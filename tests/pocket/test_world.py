@@ -8,10 +8,10 @@ import pytest
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
-from lit_reduce.pocket.labels import FIELDS, KINDS, patch_labels
-from lit_reduce.pocket.render import FONTS, PHOTOS, outline, render
-from lit_reduce.pocket.words import COLORS
-from lit_reduce.pocket.world import GRID, LARGE, PATCH, SIZE, SPLITS, Scene, Thing, make_scene, scene_rng
+from lit_reduce_pocket.labels import FIELDS, KINDS, patch_labels
+from lit_reduce_pocket.render import FONTS, PHOTOS, outline, render
+from lit_reduce_pocket.words import COLORS
+from lit_reduce_pocket.world import GRID, LARGE, PATCH, SIZE, SPLITS, Scene, Thing, make_scene, scene_rng
 
 
 def test_a_scene_and_its_picture_repeat_and_ignore_the_global_random_stream() -> None:

@@ -17,7 +17,7 @@ from lit_reduce.data.groups import Group
 from lit_reduce.distill.batch import Batch, make_batch
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.settings import DataSettings, TrainSettings
-from lit_reduce.distill.student import hard_logits
+from lit_reduce.distill.student import student_logits
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer, create
@@ -107,7 +107,7 @@ def test_a_token_stays_above_either_threshold(site, made):
         expected = margins_by_loop(reducer, tokens, image, site, meant(reducer, site))
         torch.testing.assert_close(reduction.scores[image].double(), torch.tensor(expected).double(), atol=1e-4, rtol=0)
         above = [n for n in range(COUNT) if expected[n] > 0] or [max(range(COUNT), key=lambda n: expected[n])]
-        assert reduction.anchors[image][reduction.valid[image]].tolist() == above
+        assert reduction.kept_indices[image][reduction.valid[image]].tolist() == above
         kept.append(len(above))
     assert len(set(kept)) > 1 or site, "all images alike would prove little"
 
@@ -124,7 +124,7 @@ def test_masks_are_the_larger_of_two_and_losses_are_those_of_the_equations(made)
         masks = [1 / (1 + math.exp(-m / 0.2)) for m in margins]  # half way from 0.4 to 0.1 in equal factors
         gates = tokens.signals["gate"][image].tolist()
         carried = [n for n in range(COUNT) if masks[n] * gates[n] > 1e-3]
-        assert soft.anchors[image][soft.valid[image]].tolist() == carried
+        assert soft.kept_indices[image][soft.valid[image]].tolist() == carried
         found = soft.gate[image][soft.valid[image]].double()
         torch.testing.assert_close(found, torch.tensor([masks[n] for n in carried]).double(), atol=1e-4, rtol=0)
         now = sum(m * g for m, g in zip(masks, gates, strict=True))
@@ -195,9 +195,9 @@ def settings(folder: Path, **changes: Any) -> TrainSettings:
 def test_soft_equals_hard_when_masks_are_sharp(tiny: Backbone, batch: Batch, cross: str) -> None:
     reducer = make(noise=0.05, hidden_size=32, softness=[1e-7, 1e-7], cross=cross)
     with torch.no_grad():
-        hard, labels, _ = hard_logits(tiny.model, reducer, batch, 14)
-        soft, same, _ = hard_logits(tiny.model, reducer, batch, 14, progress=0.3)
-        other, *_ = hard_logits(tiny.model, reducer, batch, 13)
+        hard, labels, _ = student_logits(tiny.model, reducer, batch, 14)
+        soft, same, _ = student_logits(tiny.model, reducer, batch, 14, progress=0.3)
+        other, *_ = student_logits(tiny.model, reducer, batch, 13)
     assert torch.equal(labels, same)
     torch.testing.assert_close(soft, hard, atol=1e-4, rtol=0)
     assert (hard - other).abs().max() > 1e-2

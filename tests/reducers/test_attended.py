@@ -25,7 +25,7 @@ def test_vtc_cls_sums_its_layers(made):
     tokens = made(reducer)
     total = sum(tokens.signals[name] for name in ("cls@1", "cls@-1", "cls@0.5"))
     expected = [sorted(descending(row)[:5]) for row in total.tolist()]
-    assert reducer(tokens, 5).anchors.tolist() == expected
+    assert reducer(tokens, 5).kept_indices.tolist() == expected
 
 
 def test_vtc_cls_reads_layers_16_to_22_of_24_by_default():
@@ -37,7 +37,7 @@ def test_vtc_cls_reads_layers_16_to_22_of_24_by_default():
 def test_vispruner_gives_half_to_attention_and_the_rest_to_what_differs(keep, important, made):
     reducer = create("vispruner")
     tokens = made(reducer, batch=1, grid=(1, 24, 24))
-    got = reducer(tokens, keep).anchors[0].tolist()
+    got = reducer(tokens, keep).kept_indices[0].tolist()
     order = descending(tokens.signals["cls"][0].tolist())
     assert set(order[:important]) <= set(got)
     encoder = torch.nn.functional.normalize(tokens.signals["encoder"][0].double(), dim=-1)
@@ -51,9 +51,9 @@ def test_vispruner_gives_half_to_attention_and_the_rest_to_what_differs(keep, im
 
 
 def hiprune_by_loop(middle: list[float], deep: list[float], keep: int, columns: int, wrap: bool) -> list[int]:
-    anchors = descending(middle)[: round(keep * 0.1 / 5)]
-    protected = set(anchors)
-    for n in anchors:
+    kept_indices = descending(middle)[: round(keep * 0.1 / 5)]
+    protected = set(kept_indices)
+    for n in kept_indices:
         sides = [m for m in (n - 1, n + 1) if wrap or m // columns == n // columns]
         protected |= {m for m in [n - columns, n + columns, *sides] if 0 <= m < len(deep)}
     registers = [n for n in descending(deep) if n not in protected]
@@ -67,7 +67,7 @@ def test_hiprune_protects_anchors_and_neighbours(parity, keep, made):
     tokens = made(reducer, grid=(1, 24, 24))
     middle, deep = tokens.signals["received@0.35"], tokens.signals["received"]
     middle[0, 23] = 1.0  # the last token of the first row
-    got = reducer(tokens, keep).anchors.tolist()
+    got = reducer(tokens, keep).kept_indices.tolist()
     for image in range(3):
         wrap = parity == "official"
         expected = hiprune_by_loop(middle[image].tolist(), deep[image].tolist(), keep, 24, wrap)
@@ -78,8 +78,8 @@ def test_hiprune_parity_shows_at_the_end_of_a_row(made):
     tokens = made(create("hiprune"), batch=1, grid=(1, 24, 24))
     tokens.signals["received@0.35"][0, 23] = 1.0
     tokens.signals["received"][0, 24] = -1.0
-    assert 24 not in create("hiprune")(tokens, 50).anchors[0].tolist()
-    assert 24 in create("hiprune", parity="official")(tokens, 50).anchors[0].tolist()
+    assert 24 not in create("hiprune")(tokens, 50).kept_indices[0].tolist()
+    assert 24 in create("hiprune", parity="official")(tokens, 50).kept_indices[0].tolist()
 
 
 def visionzip_by_loop(x, attention, keys, dominant, contextual, added):
@@ -107,11 +107,11 @@ def test_visionzip_at_the_published_budgets(keep, split, parity, made):
     reducer = create("visionzip", parity=parity)
     tokens = made(reducer, batch=1, grid=(1, 24, 24))
     reduction = reducer(tokens, keep)
-    anchors, features = visionzip_by_loop(
+    kept_indices, features = visionzip_by_loop(
         tokens.features[0].tolist(), tokens.signals["cls"][0].tolist(), tokens.signals["keys"][0].tolist(), *split,
         parity == "official",
     )  # fmt: skip
-    assert reduction.anchors[0].tolist() == anchors
+    assert reduction.kept_indices[0].tolist() == kept_indices
     torch.testing.assert_close(reduction.features[0], torch.tensor(features), atol=1e-5, rtol=1e-5)
     assert reduction.size.sum() == 576, "nothing is lost"
 
@@ -143,12 +143,12 @@ def prumerge_by_loop(x, query, keys, kept, neighbours):
 def check_prumerge(reducer, tokens, keep, kept):
     reduction = reducer(tokens, keep)
     for image in range(len(tokens.features)):
-        anchors, features = prumerge_by_loop(
+        kept_indices, features = prumerge_by_loop(
             tokens.features[image].tolist(), tokens.signals["cls_query@-1"][image].tolist(),
             tokens.signals["keys@-1"][image].tolist(), kept, reducer.config.neighbours,
         )  # fmt: skip
         real = slice(None) if reduction.valid is None else reduction.valid[image]
-        assert reduction.anchors[image][real].tolist() == anchors
+        assert reduction.kept_indices[image][real].tolist() == kept_indices
         torch.testing.assert_close(reduction.features[image][real], torch.tensor(features), atol=1e-5, rtol=1e-5)
 
 
@@ -197,22 +197,22 @@ def test_prumerge_plus_lets_the_picture_count(made):
 def test_todre_starts_at_the_most_attended_token_of_the_overview(made):
     reducer = create("todre")
     tokens = made(reducer, grid=(5, 3, 3))
-    assert reducer(tokens, 1).anchors[:, 0].tolist() == tokens.signals["cls@-1"][:, :9].argmax(-1).tolist()
+    assert reducer(tokens, 1).kept_indices[:, 0].tolist() == tokens.signals["cls@-1"][:, :9].argmax(-1).tolist()
     whole = made(reducer, grid=(1, 5, 9))
-    assert reducer(whole, 1).anchors[:, 0].tolist() == whole.signals["cls@-1"].argmax(-1).tolist()
+    assert reducer(whole, 1).kept_indices[:, 0].tolist() == whole.signals["cls@-1"].argmax(-1).tolist()
 
 
 def test_scope_ignores_what_is_not_salient(made):
     reducer = create("scope")
     tokens = made(reducer)
     tokens.signals["cls"][:, 5:] = 0
-    assert reducer(tokens, 5).anchors.tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert reducer(tokens, 5).kept_indices.tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
 def test_dart_keeps_its_pivots_and_what_is_least_like_them(made):
     reducer = create("dart")
     tokens = made(reducer)
-    got = reducer(tokens, 12).anchors.tolist()
+    got = reducer(tokens, 12).kept_indices.tolist()
     for image in range(3):
         x, text = tokens.features[image].tolist(), tokens.signals["text"][image].tolist()
         words = [t for t, real in zip(text, tokens.signals["text_mask"][image].tolist(), strict=True) if real]
@@ -231,9 +231,11 @@ def test_cdpruner_without_any_relevance_is_a_plain_dpp_and_parity_turns_it_round
     words = tokens.signals["text"][:, :1]
     features = torch.cat([words.expand(-1, 3, -1), -words.expand(-1, 21, -1)], 1) + 0.1 * tokens.features
     aligned = VisualTokens(features, tokens.grid, tokens.signals)
-    assert create("cdpruner")(aligned, 3).anchors[0].tolist() == [0, 1, 2]
-    assert not {0, 1, 2} & set(create("cdpruner", parity="official")(aligned, 8).anchors[0].tolist())
-    assert create("cdpruner", theta=0.0)(aligned, 6).anchors[0].tolist() == best_volume(tokens.signals["encoder"][0], 6)
+    assert create("cdpruner")(aligned, 3).kept_indices[0].tolist() == [0, 1, 2]
+    assert not {0, 1, 2} & set(create("cdpruner", parity="official")(aligned, 8).kept_indices[0].tolist())
+    assert create("cdpruner", theta=0.0)(aligned, 6).kept_indices[0].tolist() == best_volume(
+        tokens.signals["encoder"][0], 6
+    )
 
 
 def best_volume(x: torch.Tensor, k: int) -> list[int]:
@@ -251,19 +253,19 @@ def test_mmtok_without_the_picture_covers_the_words_alone(made):
     tokens.features[0, [4, 17]] = torch.eye(6)[:2]
     tokens.signals["text"][0] = torch.eye(6)[[0, 1, 1, 0, 0]]
     tokens.signals["text_mask"][0] = True
-    assert create("mmtok", alpha=0.0)(tokens, 2).anchors[0].tolist() == [4, 17]
+    assert create("mmtok", alpha=0.0)(tokens, 2).kept_indices[0].tolist() == [4, 17]
 
 
 def test_catp_weighs_words_against_cover(made):
     tokens = made(create("catp"), batch=1)
     order = descending(create("catp", relevance=1e6)(tokens, 5).scores[0].tolist())
-    assert create("catp", relevance=1e6)(tokens, 5).anchors[0].tolist() == sorted(order[:5])
+    assert create("catp", relevance=1e6)(tokens, 5).kept_indices[0].tolist() == sorted(order[:5])
 
 
 def test_efficientvla_splits_key_task_and_difference(made):
     reducer = create("efficientvla")
     tokens = made(reducer)
-    got = reducer(tokens, 11).anchors.tolist()
+    got = reducer(tokens, 11).kept_indices.tolist()
     for image in range(3):
         rows = tokens.signals["text_rows"][image][tokens.signals["text_mask"][image]]
         order, x = descending(rows.double().sum(0).tolist()), tokens.features[image].tolist()

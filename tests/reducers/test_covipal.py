@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from lit_reduce.errors import UserError
-from lit_reduce.pocket.model import build_model
 from lit_reduce.reducer import Reducer, create
 from lit_reduce.runtime.encode import encode
 from lit_reduce.tokens import VisualTokens
+from lit_reduce_pocket.model import build_model
 
 WIDTH = 24
 
@@ -58,7 +58,7 @@ def test_a_batch_equals_its_images_one_by_one(covipal) -> None:
     for image in range(3):
         alone = pick(tokens, image, 6 - image)  # with no padding at all
         torch.testing.assert_close(covipal.score(alone)[0], together[image], atol=1e-5, rtol=1e-5)
-        assert torch.equal(covipal(alone, 5).anchors[0], reduced.anchors[image])
+        assert torch.equal(covipal(alone, 5).kept_indices[0], reduced.kept_indices[image])
 
 
 def test_it_keeps_the_best_scores_in_raster_order(covipal) -> None:
@@ -66,7 +66,7 @@ def test_it_keeps_the_best_scores_in_raster_order(covipal) -> None:
     reduction = covipal(tokens, 4)
     for image in range(3):
         scores = covipal.score(tokens)[image].tolist()
-        assert reduction.anchors[image].tolist() == sorted(sorted(range(12), key=lambda n: -scores[n])[:4])
+        assert reduction.kept_indices[image].tolist() == sorted(sorted(range(12), key=lambda n: -scores[n])[:4])
 
 
 def test_image_tokens_see_one_another_and_their_place(covipal) -> None:
@@ -89,7 +89,7 @@ def test_odd_grids_and_newline_tokens_work(covipal, rows: int, columns: int, ext
     assert scores.shape == (3, rows * columns + extra)
     assert scores.isfinite().all()
     keep = max(1, scores.shape[1] // 2)
-    assert covipal(tokens, keep).anchors.shape == (3, keep)
+    assert covipal(tokens, keep).kept_indices.shape == (3, keep)
 
 
 def test_a_width_that_no_table_of_places_fills_works() -> None:
@@ -140,21 +140,21 @@ def resting(rest: int) -> Reducer:
     return reducer
 
 
-@pytest.mark.parametrize(("keep", "spare"), [(11, 2), (8, 2), (7, 1), (4, 1), (3, 0)])
-def test_some_tokens_of_the_budget_stand_for_all_that_is_dropped(keep: int, spare: int) -> None:
+@pytest.mark.parametrize(("keep", "summary_count"), [(11, 2), (8, 2), (7, 1), (4, 1), (3, 0)])
+def test_some_tokens_of_the_budget_stand_for_all_that_is_dropped(keep: int, summary_count: int) -> None:
     """Against a loop in float64: the mean of what is dropped and a learned vector, in the places of the worst."""
     reducer, tokens = resting(2), make()
     reduction = reducer(tokens, keep)
-    assert reduction.anchors.shape == (3, keep)
+    assert reduction.kept_indices.shape == (3, keep)
     made = reduction.gather(tokens)
     for image in range(3):
         scores = reducer.score(tokens)[image].tolist()
         ranked = sorted(range(12), key=lambda n: -scores[n])
-        best, places = ranked[: keep - spare], sorted(ranked[12 - spare :])
-        assert reduction.anchors[image].tolist() == sorted(best + places)
+        best, places = ranked[: keep - summary_count], sorted(ranked[12 - summary_count :])
+        assert reduction.kept_indices[image].tolist() == sorted(best + places)
         dropped = [n for n in range(12) if n not in best]
         mean = torch.stack([tokens.features[image, n].double() for n in dropped]).mean(0)
-        for place, token in zip(reduction.anchors[image].tolist(), made[image], strict=True):
+        for place, token in zip(reduction.kept_indices[image].tolist(), made[image], strict=True):
             stands = place in places
             expected = (
                 mean + 10 * reducer.rest[places.index(place)].double() if stands else tokens.features[image, place]

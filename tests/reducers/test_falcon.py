@@ -29,7 +29,7 @@ def test_untrained_registers_are_average_pooling_to_the_bit(keep, made):
     tokens = made(reducer)
     start, pool = reducer(tokens, keep), create("pool")(tokens, keep)
     assert torch.equal(start.features, pool.features)
-    assert torch.equal(start.anchors, pool.anchors)
+    assert torch.equal(start.kept_indices, pool.kept_indices)
     assert torch.equal(start.assignment, pool.assignment)
 
 
@@ -61,14 +61,14 @@ def test_the_delta_follows_place_and_size_and_nothing_else():
     reducer.place[:] = line.expand(8, 8)
     reducer.size[:] = 1.0
     for keep in (64, 36, 16, 23):
-        anchors, owner = cells((1, 24, 24), 576, keep)
+        kept_indices, owner = cells((1, 24, 24), 576, keep)
         delta = reducer.delta((1, 24, 24), owner, keep)
         for cell in range(keep):
             inside = [n for n in range(576) if owner[n] == cell]
             across = sum(n % 24 + 0.5 for n in inside) / len(inside) / 24
             expected = min(max(across, 1 / 16), 15 / 16) + math.log2(64 * len(inside) / 576)
             torch.testing.assert_close(delta[cell], torch.full((6,), expected), atol=1e-5, rtol=1e-5)
-        assert len(anchors) == keep
+        assert len(kept_indices) == keep
     even = cells((1, 24, 24), 576, 64)[1]
     reducer.place[:] = 0
     assert torch.equal(reducer.delta((1, 24, 24), even, 64), torch.zeros(64, 6)), "64 even cells know no size"

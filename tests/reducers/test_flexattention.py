@@ -7,13 +7,13 @@ import torch
 import transformers as hf
 
 from lit_reduce.backbones.identity import identify
-from lit_reduce.distill.keys import keys_and_values, teach_keys
+from lit_reduce.distill.kv_regression import keys_and_values, teach_keys
 from lit_reduce.errors import UserError
 from lit_reduce.ops.similarity import normal
 from lit_reduce.plugin import create_for
-from lit_reduce.recall import Question
+from lit_reduce.recall import AttentionRecall
 from lit_reduce.reducer import create
-from lit_reduce.runtime.recall import Bank, Held, Recalling
+from lit_reduce.runtime.recall.hooks import ImageMemory, MemoryEntry, RecallHooks
 from lit_reduce.tokens import VisualTokens
 
 
@@ -27,10 +27,10 @@ def test_the_short_stream_is_that_of_the_reducer_beneath() -> None:
     tokens = VisualTokens(torch.randn(2, 24, 6), (1, 4, 6))
     for name in ("pool", "resize", "grid"):
         mine, theirs = build(short=name)(tokens, 6), create(name)(tokens, 6)
-        assert torch.equal(mine.anchors, theirs.anchors)
+        assert torch.equal(mine.kept_indices, theirs.kept_indices)
         assert torch.equal(mine.gather(tokens), theirs.gather(tokens))
         assert mine.memory.shape == (2, 24, 3)
-        owners = mine.assignment.gather(1, mine.anchors)
+        owners = mine.assignment.gather(1, mine.kept_indices)
         assert torch.equal(owners, torch.arange(6).expand(2, -1))
     assert build(short="fastervlm").signals == {"cls"}
     keeping = build()(tokens, 24)
@@ -70,7 +70,7 @@ def test_only_what_is_chosen_is_projected() -> None:
         return keys.unflatten(-1, (2, -1)).transpose(1, 2)
 
     torch.manual_seed(0)
-    look = Question(
+    look = AttentionRecall(
         2, torch.randn(2, 4, 1, 4), 0.5, torch.randn(2, 1, 4, 4), torch.randn(2, 4, 1), torch.randn(2, 8, 3),
         torch.ones(2, 8, dtype=torch.bool), row, turn,
     )  # fmt: skip
@@ -109,10 +109,10 @@ def test_exact_maps_of_everything_are_full_attention() -> None:
     wanted = lm(inputs_embeds=whole, position_ids=at, attention_mask=mask[None, None], use_cache=False)
     inputs = torch.cat([words[:, :1], short, words[:, 1:]], 1)
     model = type("Model", (), {"get_decoder": lambda self: lm})()
-    held = Held(0, torch.tensor([1, 2]), reducer.trunk(picture[0]), torch.arange(9) % 2, places)
-    recalling = Recalling(model, reducer)
+    held = MemoryEntry(0, torch.tensor([1, 2]), reducer.trunk(picture[0]), torch.arange(9) % 2, places)
+    recalling = RecallHooks(model, reducer)
     near = torch.cat([at[:, :1], at[:, 10:]], 1)
-    with recalling.reading(Bank([held], torch.tensor([4]), 1, id(reducer))):
+    with recalling.reading(ImageMemory([held], torch.tensor([4]), 1, id(reducer))):
         found = lm(inputs_embeds=inputs, position_ids=near, attention_mask=torch.ones(1, 5), use_cache=False)
     recalling.remove()
     plain = lm(inputs_embeds=inputs, position_ids=near, attention_mask=torch.ones(1, 5), use_cache=False)

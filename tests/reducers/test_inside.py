@@ -43,16 +43,16 @@ def test_turbo_spares_the_attended(made):
     reducer = create("turbo")
     tokens = made(reducer)
     tokens.signals["keys"] = torch.ones_like(tokens.signals["keys"])  # all alike, so that attention alone decides
-    for image, anchors in enumerate(reducer(tokens, 16).anchors.tolist()):
+    for image, kept_indices in enumerate(reducer(tokens, 16).kept_indices.tolist()):
         attention = tokens.signals["cls"][image].tolist()
-        gone = [n for n in range(24) if n not in anchors]
+        gone = [n for n in range(24) if n not in kept_indices]
         assert gone == sorted(sorted(range(0, 24, 2), key=lambda n: (attention[n], n))[:8])
 
 
 def test_turbo_without_attention_is_tome(made):
     tokens = made(create("turbo"))
     one, other = create("turbo", alpha=0.0)(tokens, 15), create("tome")(tokens, 15)
-    assert torch.equal(one.anchors, other.anchors)
+    assert torch.equal(one.kept_indices, other.kept_indices)
     assert torch.equal(one.features, other.features)
 
 
@@ -77,10 +77,10 @@ def test_mustdrop_merges_the_most_alike_windows_then_drops(rows, columns, keep, 
     tokens = made(reducer, grid=(1, rows, columns))
     reduction = reducer(tokens, keep)
     for image in range(3):
-        anchors, means = mustdrop_by_loop(
+        kept_indices, means = mustdrop_by_loop(
             tokens.features[image].tolist(), tokens.signals["cls"][image].tolist(), columns, keep
         )
-        assert reduction.anchors[image].tolist() == anchors
+        assert reduction.kept_indices[image].tolist() == kept_indices
         torch.testing.assert_close(reduction.features[image], torch.tensor(means), atol=1e-5, rtol=1e-5)
 
 
@@ -101,7 +101,7 @@ def test_mustdrop_prefill_drops_what_is_below_both_thresholds(made):
         stays = (total >= 0.05 * total.sum()) | (rows.amax(0) >= 0.3)
         count = int(stays.sum())
         assert 0 < count < 24
-        assert reducer(tokens, count).anchors[image].tolist() == stays.nonzero()[:, 0].tolist()
+        assert reducer(tokens, count).kept_indices[image].tolist() == stays.nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize("keep", [3, 12, 20])
@@ -116,10 +116,10 @@ def test_sparsevlm_keeps_the_judged_and_recycles_into_means(keep, made):
         order = descending(judges.mean(0).tolist())
         kept = next(n for n in range(keep, -1, -1) if n + (int(0.3 * (48 - n)) + 1) // 10 + 1 <= keep)
         recycled = order[kept : kept + int(0.3 * (48 - kept)) + 1]
-        anchors = reduction.anchors[image].tolist()
-        assert set(order[:kept]) <= set(anchors)
-        assert set(anchors) <= set(order[:kept] + recycled)
-        for number, anchor in enumerate(anchors):
+        kept_indices = reduction.kept_indices[image].tolist()
+        assert set(order[:kept]) <= set(kept_indices)
+        assert set(kept_indices) <= set(order[:kept] + recycled)
+        for number, anchor in enumerate(kept_indices):
             members = (reduction.assignment[image] == number).nonzero()[:, 0].tolist()
             assert anchor in members
             assert members == [anchor] if anchor in order[:kept] else set(members) <= set(recycled)
@@ -132,5 +132,5 @@ def test_visiondrop_is_visionzip_on_hidden_states(made):
     signals = {"cls": tokens.signals["received"], "keys": tokens.features}
     other = create("visionzip")(VisualTokens(tokens.features, tokens.grid, signals), 9)
     got = create("visiondrop")(tokens, 9)
-    assert torch.equal(got.anchors, other.anchors)
+    assert torch.equal(got.kept_indices, other.kept_indices)
     assert torch.equal(got.features, other.features)

@@ -77,16 +77,16 @@ def test_exactly_k_tokens_stay_in_raster_order(name, options, grid, keep, made):
     tokens = made(reducer, grid=grid)
     keep = within(name, keep, tokens)
     reduction = reducer(tokens, keep)
-    anchors = reduction.anchors
-    assert anchors.shape == (3, keep)
-    assert anchors.dtype == torch.int64
-    valid = torch.ones_like(anchors, dtype=torch.bool) if reduction.valid is None else reduction.valid
+    kept_indices = reduction.kept_indices
+    assert kept_indices.shape == (3, keep)
+    assert kept_indices.dtype == torch.int64
+    valid = torch.ones_like(kept_indices, dtype=torch.bool) if reduction.valid is None else reduction.valid
     assert valid[:, 0].all()
     assert (name, options) in COUNTED or valid.all()
-    assert torch.all((anchors[:, 1:] > anchors[:, :-1]) | ~valid[:, 1:])
+    assert torch.all((kept_indices[:, 1:] > kept_indices[:, :-1]) | ~valid[:, 1:])
     assert torch.all(valid[:, :-1] | ~valid[:, 1:]), "what is not valid must come last"
-    assert anchors.min() >= 0
-    assert anchors.max() < tokens.count
+    assert kept_indices.min() >= 0
+    assert kept_indices.max() < tokens.count
     assert reduction.gather(tokens).shape == (3, keep, tokens.features.shape[-1])
     assert reduction.gather(tokens).dtype == tokens.features.dtype
     assert torch.isfinite(reduction.gather(tokens)).all()
@@ -104,7 +104,7 @@ def test_a_batch_equals_its_samples_one_by_one(name, options, dtype, made):
             signals = {key: x[sample : sample + 1] for key, x in tokens.signals.items()}
             alone = VisualTokens(tokens.features[sample : sample + 1], grid, signals, tokens.layer)
             single = call(reducer, alone, within(name, 7, tokens))
-            assert torch.equal(single.anchors[0], together.anchors[sample])
+            assert torch.equal(single.kept_indices[0], together.kept_indices[sample])
             for field in ("features", "valid", "assignment", "size", "memory"):
                 one, many = getattr(single, field), getattr(together, field)
                 assert (one is None) == (many is None)
@@ -124,7 +124,7 @@ def test_longer_padding_of_a_prompt_changes_nothing(name, options, made):
     if "text_rows" in longer:
         longer["text_rows"] = torch.nn.functional.pad(longer["text_rows"], (0, 0, 0, 3), value=9.0)
     again = reducer(VisualTokens(tokens.features, tokens.grid, longer, tokens.layer), within(name, 7, tokens))
-    assert torch.equal(again.anchors, reducer(tokens, within(name, 7, tokens)).anchors)
+    assert torch.equal(again.kept_indices, reducer(tokens, within(name, 7, tokens)).kept_indices)
 
 
 @each
@@ -133,7 +133,7 @@ def test_keeping_all_is_the_identity(name, options, made):
     tokens = made(reducer)
     reduction = reducer(tokens, 24)
     assert reduction.features is None
-    assert reduction.anchors.tolist() == [list(range(24))] * 3
+    assert reduction.kept_indices.tolist() == [list(range(24))] * 3
     assert torch.equal(reduction.gather(tokens), tokens.features)
 
 
@@ -148,7 +148,7 @@ def test_calls_repeat_and_leave_inputs_and_the_callers_random_stream_alone(name,
     torch.manual_seed(7)
     second = reducer(tokens, within(name, 6, tokens))
     assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(first.anchors, second.anchors)
+    assert torch.equal(first.kept_indices, second.kept_indices)
     assert torch.equal(first.gather(tokens), second.gather(tokens))
     for key, x in before.items():
         assert torch.equal(tokens.features if key == "features" else tokens.signals[key], x), key
@@ -168,8 +168,8 @@ def test_equal_tokens_are_chosen_alike_in_every_image(name, options, made):
         same["text_mask"] = torch.ones_like(tokens.signals["text_mask"])
     same_tokens = VisualTokens(torch.ones_like(tokens.features), tokens.grid, same, tokens.layer)
     reduction = reducer(same_tokens, within(name, 7, tokens))
-    for row in reduction.anchors[1:]:
-        assert torch.equal(row, reduction.anchors[0])
+    for row in reduction.kept_indices[1:]:
+        assert torch.equal(row, reduction.kept_indices[0])
 
 
 @each
@@ -181,7 +181,7 @@ def test_assignment_and_sizes_agree_with_the_anchors(name, options, made):
         reduction = reducer(tokens, keep)
         if reduction.assignment is not None:
             assert reduction.assignment.shape == (3, tokens.count)
-            owners = reduction.assignment.gather(1, reduction.anchors)
+            owners = reduction.assignment.gather(1, reduction.kept_indices)
             assert torch.equal(owners, torch.arange(keep).expand(3, -1)), "an anchor belongs to its own token"
         if reduction.size is not None:
             assert reduction.size.shape == (3, keep)
@@ -196,7 +196,7 @@ def test_newline_tokens_do_no_harm(name, options, made):
     reducer = build(name, options)
     tokens = made(reducer, extra=4)
     keep = within(name, 9, tokens)
-    assert reducer(tokens, keep).anchors.shape == (3, keep)
+    assert reducer(tokens, keep).kept_indices.shape == (3, keep)
 
 
 @pytest.mark.parametrize("name", FREE)

@@ -99,7 +99,7 @@ def test_routers_by_hand(layer: int, options: dict[str, Any]) -> None:
         shares = [2, 3, 3] if options.get("per_frame") else [8]
         best = [sorted(group, key=lambda n: -logits[n])[:share] for group, share in zip(groups, shares, strict=True)]
         stays = sorted(itertools.chain(*best))
-        assert out.anchors[image].tolist() == stays
+        assert out.kept_indices[image].tolist() == stays
         for n, logit in enumerate(logits):
             if options.get("weight") == "sigmoid":
                 expected = 2 / (1 + math.exp(-logit))
@@ -122,7 +122,7 @@ def test_an_untrained_router_leaves_every_layer_as_it_is(tiny: Backbone, batch: 
 
 def _unweighted(reduction: Any) -> Any:
     assert bool((reduction.weight == 1).all())
-    return type(reduction)(reduction.anchors)
+    return type(reduction)(reduction.kept_indices)
 
 
 @torch.no_grad()
@@ -140,7 +140,7 @@ def test_layers_and_tokens_one_by_one(tiny: Backbone, batch: dict[str, Any]) -> 
     h[image] = model.get_image_features(pixels).pooler_output[0]
     for number, (layer, count) in enumerate(zip(decoder.layers, cosine_decay(5, 36, 14), strict=True)):
         chosen = reducer(VisualTokens(h[image][None], (1, 6, 6), {}, number), count)
-        inside = [image[n] for n in chosen.anchors[0].tolist()]
+        inside = [image[n] for n in chosen.kept_indices[0].tolist()]
         there = [n for n in range(len(h)) if n not in image or n in inside]
         places = torch.tensor([there])
         angles = decoder.rotary_emb(h[None], places)

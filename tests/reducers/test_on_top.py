@@ -30,8 +30,8 @@ def test_centre_compares_what_is_left_without_the_mean(made):
     tokens = made(create("divprune"))
     shifted = VisualTokens(tokens.features + 50, tokens.grid)
     expected = create("divprune")(VisualTokens(tokens.features - tokens.features.mean(1, keepdim=True), tokens.grid), 6)
-    assert torch.equal(create("centre", on="divprune")(tokens, 6).anchors, expected.anchors)
-    assert torch.equal(create("centre", on="divprune")(shifted, 6).anchors, expected.anchors)
+    assert torch.equal(create("centre", on="divprune")(tokens, 6).kept_indices, expected.kept_indices)
+    assert torch.equal(create("centre", on="divprune")(shifted, 6).kept_indices, expected.kept_indices)
 
 
 def test_centre_gives_means_their_mean_back(made):
@@ -43,7 +43,7 @@ def test_centre_reaches_the_towers_features(made):
     tokens = made(create("scope"))
     moved = {**tokens.signals, "encoder": tokens.signals["encoder"] - tokens.signals["encoder"].mean(1, keepdim=True)}
     expected = create("scope")(VisualTokens(tokens.features, tokens.grid, moved), 6)
-    assert torch.equal(create("centre", on="scope")(tokens, 6).anchors, expected.anchors)
+    assert torch.equal(create("centre", on="scope")(tokens, 6).kept_indices, expected.kept_indices)
 
 
 @pytest.mark.parametrize(("on", "keep"), [("fastervlm", 5), ("fopru", 5), ("fastv", 5)])
@@ -53,10 +53,10 @@ def test_sinks_rank_last_for_attention(on, keep, made):
     tokens.features[:, 7] = torch.tensor([9.0, 0, 0, 0, 0, 0])  # |x| / rms = sqrt(6) = 2.449
     for name in reducer.signals:
         tokens.signals[name][:, 7] = 1.0
-    assert all(7 in row for row in create(on)(tokens, keep).anchors.tolist())
-    assert all(7 not in row for row in reducer(tokens, keep).anchors.tolist())
+    assert all(7 in row for row in create(on)(tokens, keep).kept_indices.tolist())
+    assert all(7 not in row for row in reducer(tokens, keep).kept_indices.tolist())
     spared = create("sink_mask", on=on, threshold=2.3, dims="1,2")
-    assert all(7 in row for row in spared(tokens, keep).anchors.tolist())
+    assert all(7 in row for row in spared(tokens, keep).kept_indices.tolist())
 
 
 @pytest.mark.parametrize(("keep", "below"), [(1, 0), (2, 1), (9, 4), (16, 8)])
@@ -66,12 +66,12 @@ def test_restore_keeps_half_and_merges_the_others_around_distinctive_anchors(kee
     reduction = reducer(tokens, keep)
     chosen = torch.zeros(3, 24, dtype=torch.bool)
     if below:
-        chosen.scatter_(1, create("fastervlm")(tokens, below).anchors, True)
+        chosen.scatter_(1, create("fastervlm")(tokens, below).kept_indices, True)
     peaks, owner = distinctive(tokens.features, ~chosen, torch.full((3,), keep - below))
-    assert torch.equal(reduction.anchors, (chosen | peaks).nonzero()[:, 1].view(3, keep))
+    assert torch.equal(reduction.kept_indices, (chosen | peaks).nonzero()[:, 1].view(3, keep))
     assert reduction.size.sum(1).tolist() == [24] * 3, "every token is in one of them"
     for image in range(3):
-        for number, anchor in enumerate(reduction.anchors[image].tolist()):
+        for number, anchor in enumerate(reduction.kept_indices[image].tolist()):
             members = [n for n in range(24) if (n == anchor if chosen[image, anchor] else owner[image, n] == anchor)]
             expected = tokens.features[image, members].mean(0)
             torch.testing.assert_close(reduction.features[image, number], expected)
@@ -81,15 +81,15 @@ def test_restore_keeps_half_and_merges_the_others_around_distinctive_anchors(kee
 def test_restore_leaves_selected_tokens_as_they_are_to_the_bit(made):
     reducer = create("restore", on="fastervlm")
     tokens = made(reducer, dtype=torch.bfloat16)
-    reduction, chosen = reducer(tokens, 8), create("fastervlm")(tokens, 4).anchors
+    reduction, chosen = reducer(tokens, 8), create("fastervlm")(tokens, 4).kept_indices
     for image in range(3):
         for anchor in chosen[image].tolist():
-            place = reduction.anchors[image].tolist().index(anchor)
+            place = reduction.kept_indices[image].tolist().index(anchor)
             assert torch.equal(reduction.features[image, place], tokens.features[image, anchor])
 
 
 def test_restore_fills_up_where_fewer_were_selected(made):
     reducer = create("restore", on="prumerge", options={"adaptive": True}, gamma=0.9)
     reduction = reducer(made(reducer), 20)
-    assert reduction.anchors.shape == (3, 20)
+    assert reduction.kept_indices.shape == (3, 20)
     assert reduction.size.sum(1).tolist() == [24] * 3

@@ -10,7 +10,7 @@ def test_the_overview_and_where_each_crop_shows() -> None:
     """An overview of 2 x 2, then 2 x 2 crops of 2 x 2 each, raster by raster: a crop lies in one token's place."""
     tokens = VisualTokens(torch.arange(20.0).view(1, 20, 1), (5, 2, 2))
     out = create("overview")(tokens, 4)
-    assert out.anchors.tolist() == [[0, 1, 2, 3]]
+    assert out.kept_indices.tolist() == [[0, 1, 2, 3]]
     assert out.features.flatten().tolist() == [0, 1, 2, 3]
     assert out.assignment.tolist() == [[0, 1, 2, 3] + [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4]
     less = create("overview")(tokens, 1)

@@ -9,10 +9,10 @@ from torch import Tensor
 from lit_reduce.errors import UserError
 from lit_reduce.ops.cells import cells
 from lit_reduce.plugin import BackboneId, PluginConfig, create_for, load_plugin, save_plugin
-from lit_reduce.pocket.model import build_model
 from lit_reduce.reducer import Reducer, create
 from lit_reduce.runtime.encode import encode
 from lit_reduce.tokens import VisualTokens
+from lit_reduce_pocket.model import build_model
 
 WIDTH, TOWER = 6, 8  # of the made-up tokens
 OPTIONS = {"hidden_size": WIDTH, "vision_hidden_size": TOWER, "width": 12, "heads": 3}
@@ -116,7 +116,7 @@ def test_untrained_it_is_average_pooling_to_the_bit(options, keep, made) -> None
     tokens = made(reducer)
     start, pool = reducer(tokens, keep), create("pool")(tokens, keep)
     assert torch.equal(start.features, pool.features)
-    assert torch.equal(start.anchors, pool.anchors)
+    assert torch.equal(start.kept_indices, pool.kept_indices)
     assert torch.equal(start.assignment, pool.assignment)
     start.features.square().sum().backward()
     assert reducer.leave[-1].weight.grad.abs().sum() > 0, "a start that nothing can leave"
@@ -133,7 +133,7 @@ def test_a_batch_equals_its_images_one_by_one(options, made) -> None:
             signals = {name: x[:, : image + 1] if "text" in name else x for name, x in signals.items()}
         alone = reducer(VisualTokens(tokens.features[image : image + 1], tokens.grid, signals), 7)
         torch.testing.assert_close(alone.features[0], together.features[image], atol=1e-5, rtol=1e-5)
-        assert torch.equal(alone.anchors[0], together.anchors[image])
+        assert torch.equal(alone.kept_indices[0], together.kept_indices[image])
 
 
 @pytest.mark.parametrize("keep", [1, 5, 16, 24])

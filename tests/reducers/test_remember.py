@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.similarity import normal
-from lit_reduce.recall import Glance
+from lit_reduce.recall import TokenRecall
 from lit_reduce.reducer import create
 from lit_reduce.tokens import VisualTokens
 
@@ -64,7 +64,7 @@ def test_each_token_reads_its_own_region(short: str) -> None:
     owner = reduction.assignment.clone()
     owner[1, 3] = -1
     for number, layer in enumerate(reducer.recalls(10)):
-        found = reducer(Glance(layer, hidden, reduction.memory, owner))
+        found = reducer(TokenRecall(layer, hidden, reduction.memory, owner))
         for b in range(2):
             expected = loop(reducer.reads_again[number], hidden[b], reduction.memory[b], owner[b])
             torch.testing.assert_close(found[b], expected)
@@ -76,7 +76,7 @@ def test_shut_gates_leave_the_short_stream_alone_but_learn() -> None:
     tokens = made(reducer)
     reduction = reducer(tokens, 6)
     hidden = torch.randn(2, 6, 6, dtype=torch.float64)
-    look = Glance(2, hidden, reduction.memory, reduction.assignment)
+    look = TokenRecall(2, hidden, reduction.memory, reduction.assignment)
     assert torch.equal(reducer(look), hidden)
     (reducer(look) * torch.randn(2, 6, 6)).sum().backward()
     assert reducer.reads_again[0].gate.grad.abs() > 1e-3
@@ -85,8 +85,8 @@ def test_shut_gates_leave_the_short_stream_alone_but_learn() -> None:
 def test_layers_and_guidance_follow_from_the_settings() -> None:
     assert build().recalls(10) == [2, 5, 8]
     assert build(layers=[3, 0.5]).recalls(10) == [3, 5]
-    assert build().guided == "tokens"
-    assert build("pool").guided == ""
+    assert build().warmup_target == "tokens"
+    assert build("pool").warmup_target == ""
     assert build().signals == {"encoder@0.5", "encoder@-1"}
 
 

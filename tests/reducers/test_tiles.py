@@ -19,10 +19,10 @@ def tiled(batch: int = 1) -> VisualTokens:
 
 def counts(reducer, tokens, keep):
     reduction = reducer(tokens, keep)
-    valid = torch.ones_like(reduction.anchors, dtype=torch.bool) if reduction.valid is None else reduction.valid
+    valid = torch.ones_like(reduction.kept_indices, dtype=torch.bool) if reduction.valid is None else reduction.valid
     return [
         torch.bincount(row[real] // 576, minlength=5).tolist()
-        for row, real in zip(reduction.anchors, valid, strict=True)
+        for row, real in zip(reduction.kept_indices, valid, strict=True)
     ]
 
 
@@ -56,9 +56,9 @@ def test_hireds_official_code_mistakes_stripes_for_crops_and_loses_what_is_left_
 
 def test_hired_keeps_the_most_attended_of_each_tile():
     tokens = tiled()
-    anchors = create("hired")(tokens, 300).anchors[0].tolist()
+    kept_indices = create("hired")(tokens, 300).kept_indices[0].tolist()
     for tile in range(5):
-        mine = [n % 576 for n in anchors if n // 576 == tile]
+        mine = [n % 576 for n in kept_indices if n // 576 == tile]
         row = tokens.signals["cls"][0, tile * 576 : tile * 576 + 576].tolist()
         assert mine == sorted(sorted(range(576), key=lambda n: -row[n])[: len(mine)])
 
@@ -68,8 +68,8 @@ def test_an_overview_that_comes_last_gives_the_same_tokens(name):
     tokens = tiled()
     tokens.signals["cls@-1"] = tokens.signals["cls"]
     turned = {key: x.roll(-576, 1) for key, x in tokens.signals.items()}
-    first = create(name)(tokens, 500).anchors[0]
-    last = create(name, overview="last")(VisualTokens(tokens.features, GRID, turned), 500).anchors[0]
+    first = create(name)(tokens, 500).kept_indices[0]
+    last = create(name, overview="last")(VisualTokens(tokens.features, GRID, turned), 500).kept_indices[0]
     assert torch.equal(first, ((last + 576) % 2880).sort().values)
 
 
@@ -81,7 +81,9 @@ def test_more_than_tiles_hold_goes_to_the_others_then_to_newlines(name):
     tokens = VisualTokens(torch.rand(2, 12, 3), (1, 2, 3), {"cls": attention, "cls@0": attention, "cls@-1": attention})
     for keep in range(1, 12):
         reduction = create(name)(tokens, keep)
-        assert ((reduction.anchors == 7) | (reduction.anchors == 11)).sum(1).tolist() == [max(0, keep - 10)] * 2
+        assert ((reduction.kept_indices == 7) | (reduction.kept_indices == 11)).sum(1).tolist() == [
+            max(0, keep - 10)
+        ] * 2
 
 
 def test_globalcom2_gives_crops_what_the_overview_thinks_of_them():
@@ -108,11 +110,11 @@ def test_globalcom2_asks_both_the_crop_and_the_overview_about_a_token():
     tokens.signals["cls@-1"] = attention
     logits = (attention / attention.mean()).log()[0].view(5, 24, 24)
     large = F.interpolate(logits[0][None, None], size=(48, 48), mode="bilinear", align_corners=False)[0, 0]
-    anchors = create("globalcom2")(tokens, 600).anchors[0]
+    kept_indices = create("globalcom2")(tokens, 600).kept_indices[0]
     for crop, (top, left) in enumerate([(0, 0), (0, 24), (24, 0), (24, 24)], start=1):
         own, seen = logits[crop].flatten(), large[top : top + 24, left : left + 24].flatten()
         score = own / own.norm() + seen / seen.norm()
-        mine = anchors[anchors // 576 == crop] % 576
+        mine = kept_indices[kept_indices // 576 == crop] % 576
         assert mine.tolist() == score.topk(len(mine)).indices.sort().values.tolist()
 
 
@@ -122,7 +124,7 @@ def test_crops_smaller_than_the_overview_leave_it_the_rest(name):
     attention = torch.rand(1, 7, generator=torch.Generator().manual_seed(3)) + 0.1
     tokens = VisualTokens(torch.rand(1, 7, 3), (1, 1, 2), {"cls": attention, "cls@0": attention, "cls@-1": attention})
     for keep in range(1, 7):
-        anchors = create(name)(tokens, keep).anchors[0]
-        assert ((anchors == 4) | (anchors == 5)).sum() <= 2
-        assert (anchors < 4).sum() >= keep - 3
-    assert create(name)(tokens, 5).anchors[0].tolist()[-2:] == [4, 5]
+        kept_indices = create(name)(tokens, keep).kept_indices[0]
+        assert ((kept_indices == 4) | (kept_indices == 5)).sum() <= 2
+        assert (kept_indices < 4).sum() >= keep - 3
+    assert create(name)(tokens, 5).kept_indices[0].tolist()[-2:] == [4, 5]

@@ -257,7 +257,7 @@ def test_fewer_tokens_are_the_first_of_more() -> None:
     tokens = VisualTokens(torch.randn(2, 24, 6), (1, 4, 6), {}, 0)
     reducer = create("voco", hidden_size=6, depth=2, tokens=8, pooled=False)
     few, many = reducer(tokens, 3), reducer(tokens, 8)
-    assert few.anchors.tolist() == [[21, 22, 23]] * 2
+    assert few.kept_indices.tolist() == [[21, 22, 23]] * 2
     assert torch.equal(few.features, many.features[:, :3])
     with pytest.raises(UserError, match="8 learned tokens"):
         reducer(tokens, 9)

@@ -28,14 +28,14 @@ class Uneven(Reducer):
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         score = tokens.features.sum(-1)
-        anchors = score.topk(keep, dim=1).indices
+        kept_indices = score.topk(keep, dim=1).indices
         counts = 1 + (score.abs().sum(1) * 100).long() % keep
         valid = torch.arange(keep) < counts[:, None]
         last = tokens.count - 1  # never kept, unless it is the only one: it marks the invalid entries
-        anchors = anchors.masked_fill(~valid, last).sort(1).values
-        valid = torch.arange(keep) < (anchors < last).sum(1, keepdim=True).clamp(min=1)
-        x = tokens.features.gather(1, anchors[..., None].expand(-1, -1, tokens.features.shape[-1]))
-        return Reduction(anchors, features=x + self.mix(x), valid=valid)
+        kept_indices = kept_indices.masked_fill(~valid, last).sort(1).values
+        valid = torch.arange(keep) < (kept_indices < last).sum(1, keepdim=True).clamp(min=1)
+        x = tokens.features.gather(1, kept_indices[..., None].expand(-1, -1, tokens.features.shape[-1]))
+        return Reduction(kept_indices, features=x + self.mix(x), valid=valid)
 
 
 @pytest.fixture(params=["random", "pool", "fastervlm", "uneven"])
@@ -67,7 +67,7 @@ def hidden_by_mask(model: Any, inputs: dict[str, Any], reducer: Reducer, keep: i
     for x, signal in zip(features, signals(model, inputs["pixel_values"]), strict=True):
         tokens = VisualTokens(x[None], (1, 6, 6), {name: signal[name] for name in reducer.signals})
         out = reducer(tokens, keep)
-        real = out.anchors[0] if out.valid is None else out.anchors[0][out.valid[0]]
+        real = out.kept_indices[0] if out.valid is None else out.kept_indices[0][out.valid[0]]
         rows = out.gather(tokens)[0][: len(real)]
         stays.append(torch.zeros(len(x), dtype=torch.bool).index_fill(0, real, True))
         new.append(x.index_copy(0, real, rows))

@@ -38,7 +38,7 @@ def test_keeping_all_is_bit_identical(tiny, batch, reducer, helpers):
 def test_keeping_all_runs_neither_reducer_nor_taps(tiny, batch, monkeypatch):
     reducer = create("fastervlm")
     monkeypatch.setattr(reducer, "forward", None)
-    monkeypatch.setattr("lit_reduce.runtime.taps.Tap.see", None)
+    monkeypatch.setattr("lit_reduce.runtime.attention.probe.AttentionProbe.see", None)
     with attach(tiny.model, reducer, keep=36):
         tiny.model.generate(**batch, max_new_tokens=1)
 

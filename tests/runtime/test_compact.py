@@ -37,7 +37,7 @@ def test_text_survives_in_order_with_its_positions(tiny, batch, reducer):
         assert real.int().diff().min() >= 0, "padding is on the left"
         assert not short["input_ids"][row][~real].any()
     assert (short["input_ids"] == IMAGE).sum() == sum(logical.kept)
-    assert [len(x) for x in logical.anchors] == logical.kept
+    assert [len(x) for x in logical.kept_indices] == logical.kept
     assert logical.total == [36] * 3
 
 
@@ -89,10 +89,10 @@ def test_unequal_counts_are_reduced_in_groups(tiny):
     short, logical = compact(tiny.model, inputs, encoded, reducer, 0.5)
     assert logical.kept == [2, 3, 2, 5]
     assert short["attention_mask"].sum(1).tolist() == [6, 8]
-    for x, new, anchors in zip(
-        encoded.features, short["mm_encoder_outputs"]["image"].pooler_output, logical.anchors, strict=True
+    for x, new, kept_indices in zip(
+        encoded.features, short["mm_encoder_outputs"]["image"].pooler_output, logical.kept_indices, strict=True
     ):
-        assert torch.equal(new, x[anchors])
+        assert torch.equal(new, x[kept_indices])
 
 
 def test_prompts_without_images_stay_as_they_are(tiny, helpers):
@@ -113,7 +113,7 @@ def test_new_features_keep_their_gradient_and_the_models_dtype(tiny, batch, unev
 
 
 @pytest.mark.parametrize(
-    ("anchors", "valid"),
+    ("kept_indices", "valid"),
     [
         ([[2, 1, 3]], None),
         ([[1, 1, 3]], None),
@@ -124,9 +124,9 @@ def test_new_features_keep_their_gradient_and_the_models_dtype(tiny, batch, unev
     ],
     ids=["unsorted", "twice", "beyond", "negative", "hole", "none"],
 )
-def test_a_faulty_reducer_is_caught(tiny, batch, anchors, valid):
+def test_a_faulty_reducer_is_caught(tiny, batch, kept_indices, valid):
     valid = None if valid is None else torch.tensor(valid).expand(3, -1)
-    wrong = Fixed(Reduction(torch.tensor(anchors).expand(3, -1), features=torch.zeros(3, 3, 32), valid=valid))
+    wrong = Fixed(Reduction(torch.tensor(kept_indices).expand(3, -1), features=torch.zeros(3, 3, 32), valid=valid))
     with pytest.raises(ValueError, match="ascending anchors"):
         compact(tiny.model, batch, encode(tiny.model, batch), wrong, 3)
 

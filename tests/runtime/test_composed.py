@@ -57,7 +57,7 @@ def test_signals_of_a_reduced_tower_belong_to_the_tokens_that_are_left(behind, n
         hooks += [layer.register_forward_hook(see), layer.self_attn.k_proj.register_forward_hook(read)]
     with attach(tiny.model, [tower, reader], keep=[11, 5]) as attached:
         tiny.model(**tiny.inputs)
-        anchors = torch.stack(encode(tiny.model, tiny.inputs).anchors)
+        kept_indices = torch.stack(encode(tiny.model, tiny.inputs).kept_indices)
     for hook in hooks:
         hook.remove()
     # Which patch each row of a block is: merged and dropped ones never come back, so kept sets are nested.
@@ -70,7 +70,7 @@ def test_signals_of_a_reduced_tower_belong_to_the_tokens_that_are_left(behind, n
     for text, seen in rows.items():
         for image, mine in enumerate(got[text]):
             if seen.shape[1] == 36:
-                assert torch.allclose(mine, seen[image, anchors[image]], atol=1e-6)
+                assert torch.allclose(mine, seen[image, kept_indices[image]], atol=1e-6)
             elif seen.shape[1] == 11:
                 assert torch.allclose(mine, seen[image], atol=1e-6)
             else:  # in between: every row must be one of that block's, in their order
@@ -105,7 +105,7 @@ def test_signals_in_between_are_those_of_the_right_patches():
     hook.remove()
     places = torch.arange(6) * 3 + 1  # among the 20 that block 1 saw, which were patches 3 to 22
     assert torch.allclose(reader.seen[0].signal("keys@1"), first["keys"][:, places], atol=1e-6)
-    assert attached.logical.anchors[0].tolist() == [int(places[i]) + 3 for i in reader.kept[0][0]]
+    assert attached.logical.kept_indices[0].tolist() == [int(places[i]) + 3 for i in reader.kept[0][0]]
 
 
 def test_a_tower_that_gives_all_back_refuses_signals_it_no_longer_has():

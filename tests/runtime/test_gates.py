@@ -10,8 +10,8 @@ from torch import Tensor
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime import compact, encode, run_decoder
-from lit_reduce.runtime.inside import Inside
-from lit_reduce.runtime.prompt import staged
+from lit_reduce.runtime.decoder.hooks import DecoderHooks
+from lit_reduce.runtime.decoder.schedule import schedule_prompt
 from lit_reduce.tokens import Budget, Course, Reduction, VisualTokens
 
 KEEP = 0.5
@@ -20,7 +20,7 @@ KEEP = 0.5
 class Gating(Reducer):
     """Before layers 0, 1 and 3: keeps what a learned map finds large, another count of each image; or gates it so."""
 
-    name, site, varies, signals = "gating", "decoder", True, frozenset({"gate", "place"})
+    name, site, adaptive_count, signals = "gating", "decoder", True, frozenset({"gate", "place"})
 
     def __init__(self, sharp: float = 1e6) -> None:
         super().__init__()
@@ -47,14 +47,14 @@ class Gating(Reducer):
         return Reduction(order, valid=stay.gather(1, order))
 
 
-def logits(tiny: Any, inputs: dict[str, Any], reducer: Reducer, progress: float | None) -> tuple[Tensor, Inside]:
+def logits(tiny: Any, inputs: dict[str, Any], reducer: Reducer, progress: float | None) -> tuple[Tensor, DecoderHooks]:
     encoded = encode(tiny.model, inputs)
     short, logical = compact(tiny.model, inputs, encoded, reducer, 1.0)
-    inside = Inside(tiny.model, decoder=reducer)
+    inside = DecoderHooks(tiny.model, decoder=reducer)
     inside.progress = progress
     try:
         sites = {"decoder": (reducer, Budget(KEEP))}
-        with inside.reading(staged(tiny.model, short, logical, encoded, sites)):
+        with inside.reading(schedule_prompt(tiny.model, short, logical, encoded, sites)):
             return run_decoder(tiny.model, short), inside
     finally:
         inside.remove()
@@ -78,7 +78,7 @@ def test_soft_equals_hard(family, kernel):
     assert any(count < picture.entered for count, picture in zip(dropped.counts[-1], gated.pictures, strict=True))
     for less, whole in zip(dropped.pictures, gated.pictures, strict=True):
         assert whole.count == whole.entered
-        assert (whole.gate > 0.5).nonzero()[:, 0].tolist() == less.anchors.tolist()
+        assert (whole.gate > 0.5).nonzero()[:, 0].tolist() == less.kept_indices.tolist()
 
 
 def test_a_gate_between_lets_through_as_much_as_it_says_and_gradients_reach_the_reducer_alone():
@@ -163,9 +163,9 @@ def test_gates_need_a_mask_that_can_be_added_to():
     tiny = build("llava")
     _, inside = logits(tiny, tiny.inputs, Gating(), 0.0)
     inside._flow = None
-    from lit_reduce.runtime.flow import Flow
+    from lit_reduce.runtime.decoder.prefill_state import PrefillState
 
-    flow = Flow(None, 2, 4, 0, torch.device("cpu"))
+    flow = PrefillState(None, 2, 4, 0, torch.device("cpu"))
     flow.pictures = [picture.gated(torch.ones(36)) for picture in inside.pictures]
     with pytest.raises(UserError, match="sdpa or eager"):
         flow.gated(torch.ones(2, 4), torch.float32)

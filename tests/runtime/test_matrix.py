@@ -35,12 +35,12 @@ class Uneven(Reducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         score = tokens.features.sum(-1)
         counts = 1 + (score.abs().sum(1) * 100).long() % keep
-        anchors = score.topk(keep, dim=1).indices.masked_fill(torch.arange(keep) >= counts[:, None], tokens.count)
-        anchors = anchors.sort(1).values
-        valid = anchors < tokens.count
-        anchors = anchors.clamp(max=tokens.count - 1)
-        x = tokens.features.gather(1, anchors[..., None].expand(-1, -1, tokens.features.shape[-1]))
-        return Reduction(anchors, features=x * 1.5 - 0.1, valid=valid)
+        kept_indices = score.topk(keep, dim=1).indices.masked_fill(torch.arange(keep) >= counts[:, None], tokens.count)
+        kept_indices = kept_indices.sort(1).values
+        valid = kept_indices < tokens.count
+        kept_indices = kept_indices.clamp(max=tokens.count - 1)
+        x = tokens.features.gather(1, kept_indices[..., None].expand(-1, -1, tokens.features.shape[-1]))
+        return Reduction(kept_indices, features=x * 1.5 - 0.1, valid=valid)
 
 
 def reducers() -> dict[str, Reducer]:

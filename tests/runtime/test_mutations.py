@@ -10,7 +10,9 @@ from lit_reduce.reducer import create
 from lit_reduce.runtime import attach
 
 # By import_module, because the package offers functions under the names of these modules.
-attaching, compact, turns = (importlib.import_module(f"lit_reduce.runtime.{x}") for x in ("attach", "compact", "turns"))
+attaching, compact, turns = (
+    importlib.import_module(f"lit_reduce.runtime.{x}") for x in ("attach", "compact", "conversation")
+)
 left_padded, reduce_images = compact._left_padded, compact.reduce_images
 KEEP, NOTICED = 10, 1e-2
 
@@ -42,17 +44,17 @@ def pad_on_the_right(monkeypatch):
 
 def reverse_kept_order(monkeypatch):
     def wrong(*args):
-        features, stays, anchors = reduce_images(*args)
-        return [x.flip(0) for x in features], stays, anchors
+        features, stays, kept_indices = reduce_images(*args)
+        return [x.flip(0) for x in features], stays, kept_indices
 
     monkeypatch.setattr(compact, "reduce_images", wrong)
 
 
 def swap_images(monkeypatch):
     def wrong(*args):
-        features, stays, anchors = reduce_images(*args)
+        features, stays, kept_indices = reduce_images(*args)
         same = [x for x in features if len(x) == len(features[0])]
-        return [*same[1:], same[0], *features[len(same) :]], stays, anchors
+        return [*same[1:], same[0], *features[len(same) :]], stays, kept_indices
 
     monkeypatch.setattr(compact, "reduce_images", wrong)
 
@@ -68,8 +70,8 @@ def drop_a_text_token(monkeypatch):
 
 def keep_the_next_token(monkeypatch):
     def wrong(*args):
-        features, stays, anchors = reduce_images(*args)
-        return features, [stay.roll(1) for stay in stays], anchors
+        features, stays, kept_indices = reduce_images(*args)
+        return features, [stay.roll(1) for stay in stays], kept_indices
 
     monkeypatch.setattr(compact, "reduce_images", wrong)
 

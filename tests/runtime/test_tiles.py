@@ -54,7 +54,7 @@ def test_tiles_of_a_picture_share_its_budget(family):
     with attach(tiny.model, reducer, keep=0.4) as attached:
         out = tiny.model.generate(**tiny.inputs, **GREEDY)
     assert attached.logical.kept == [11, 4, 7]
-    tiles = torch.bincount(attached.logical.anchors[0] // 9, minlength=3).tolist()
+    tiles = torch.bincount(attached.logical.kept_indices[0] // 9, minlength=3).tolist()
     assert sum(tiles) == 11
     assert len(set(tiles)) > 1, "an equal share of each tile would be another budget"
     assert max(float((a - b).abs().max()) for a, b in zip(out.logits, expected.logits, strict=True)) < TOLERANCE
@@ -71,7 +71,10 @@ def test_tiles_with_newlines_share_their_pictures_budget(family):
         tiny.model.generate(**tiny.inputs, **GREEDY)
     assert attached.logical.kept == [30, 30, 30]
     assert all(36 < count <= tiles[0] * 36 + 12 for count in attached.logical.total)
-    assert all(bool((anchors >= 36).any()) and bool((anchors < 36).any()) for anchors in attached.logical.anchors)
+    assert all(
+        bool((kept_indices >= 36).any()) and bool((kept_indices < 36).any())
+        for kept_indices in attached.logical.kept_indices
+    )
 
 
 def test_crops_of_gemma3_are_pictures_of_their_own():

@@ -1,0 +1,1 @@
+"""Latency, phases, FLOPs and memory of a reducer against the plain backbone."""

@@ -1,0 +1,46 @@
+"""The pictures of a batch through the vision tower again, for reducers that act inside it, with gradients into them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_reduce.backbones.families import family_of
+from lit_reduce.distill.batch import Batch
+from lit_reduce.reducer import Reducer
+from lit_reduce.runtime.encode import Encoded, trace
+from lit_reduce.runtime.vision.batched import install
+from lit_reduce.runtime.vision.registers import Registers
+from lit_reduce.tokens import Budget
+
+
+def through_tower(model: Any, reducer: Reducer, batch: Batch, keep: int) -> tuple[Encoded, list[Tensor]]:
+    """What leaves tower and projector when the reducer is in the tower, each picture once, whatever is asked about it.
+
+    Args:
+        model: The frozen backbone.
+        reducer: Of site ``encoder``.
+        batch: With its pictures' pixels.
+        keep: Tower tokens of each image or tile.
+
+    Returns:
+        Entries for each question; and the register that each visual token of its picture went into ``[N]``, where the
+        reducer makes registers.
+    """
+    if not batch.pixels:
+        raise ValueError(f"'{reducer.name}' acts inside the tower, but the teacher was not asked for pixels")
+    order, rows = batch.picture.tolist(), batch.firsts
+    pixels = {k: x.to(model.dtype) if x.is_floating_point() else x for k, x in batch.pixels.items()}
+    handle = install(model, family_of(model.config), reducer, Budget(keep))
+    try:
+        found = trace(model, {"input_ids": batch.ids[rows], "attention_mask": batch.mask[rows], **pixels})
+        owners = handle.owners if isinstance(handle, Registers) else []
+    finally:
+        handle.remove()
+    return found.each(order), [owners[picture] for picture in order] if owners else []
+
+
+def registers(model: Any, reducer: Reducer, batch: Batch, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Anchors ``[B, K]``, projected registers ``[B, K, D]``, and the register of each visual token ``[B, N]``."""
+    encoded, owners = through_tower(model, reducer, batch, keep)
+    return torch.stack(encoded.kept_indices), torch.stack(encoded.features), torch.stack(owners)

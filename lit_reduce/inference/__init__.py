@@ -1,0 +1,1 @@
+"""One reducer at one budget, run on one prompt or over a file; resumable."""

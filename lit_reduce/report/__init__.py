@@ -1,0 +1,1 @@
+"""Tables, plots, pages and overlays of what was measured."""

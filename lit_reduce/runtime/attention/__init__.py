@@ -1,0 +1,1 @@
+"""Reading rows of attention and other signals without building attention maps."""

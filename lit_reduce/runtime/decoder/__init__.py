@@ -1,0 +1,1 @@
+"""Reducers inside the language model: hooks before its layers, its slot cache and its attention rows."""

@@ -1,0 +1,1 @@
+"""Layers of the language model that read a dropped picture again."""

@@ -1,0 +1,1 @@
+"""Reducers inside the vision tower: hooks for batched towers, packed towers and registers."""
