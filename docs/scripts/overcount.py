@@ -1,13 +1,14 @@
-"""Counts too high and too low on validation questions, with all tokens and 64 of covipal: ``python docs/overcount.py``.
+"""Counts answers that are too high and too low, with all tokens and with 64 tokens of covipal.
 
-Once with the tokens that stand for what is dropped, and once with more of the chosen ones in their place.
+``python docs/scripts/overcount.py`` asks validation questions. covipal runs twice: with its summary tokens, and with
+more kept tokens in their place.
 """
 
 import sys
 from itertools import islice
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lit_reduce.backbones import load_backbone
 from lit_reduce.inference.spec import ReducerSpec, generate
@@ -21,7 +22,7 @@ KEEP, QUESTIONS, BATCH = 64, 160, 16
 def main() -> None:
     """Prints right answers and misses of each way."""
     backbone = load_backbone("pocket")
-    covipal, _ = load_plugin(Path(__file__).parents[1] / "checkpoints" / "pocket" / "covipal")
+    covipal, _ = load_plugin(Path(__file__).parents[2] / "checkpoints" / "pocket" / "covipal")
     chosen = create("covipal", **vars(covipal.config) | {"rest": 0})
     chosen.load_state_dict({name: x for name, x in covipal.state_dict().items() if name != "rest"})
     plans = {

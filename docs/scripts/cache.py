@@ -1,4 +1,4 @@
-"""Times an epoch with and without the teacher's outputs on disk: ``python docs/cache.py [pictures]``.
+"""Times an epoch with and without the teacher's outputs on disk: ``python docs/scripts/cache.py [pictures]``.
 
 Runs take turns, so that a slow moment of the machine hits all alike. An epoch is a step for every 8 pictures, without
 validation. ``filled`` is what the first epoch costs with the cache, ``cached`` every later one.
@@ -12,7 +12,7 @@ import time
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lit_reduce.backbones import Backbone, load_backbone
 from lit_reduce.data.groups import Group

@@ -1,9 +1,9 @@
-"""Makes docs/kept.png, what the plug-in keeps of test scenes: ``python docs/kept.py``."""
+"""Makes docs/results/kept.png, what the plug-in keeps of test scenes: ``python docs/scripts/kept.py``."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from PIL import Image, ImageDraw
 
@@ -20,7 +20,7 @@ KEEP, WIDE, CAPTION = 32, 330, 34
 def main() -> None:
     """Draws the first rightly answered questions of four families."""
     backbone = load_backbone("pocket")
-    reducer, _ = load_plugin(Path(__file__).parents[1] / "checkpoints" / "pocket" / "covipal")
+    reducer, _ = load_plugin(Path(__file__).parents[2] / "checkpoints" / "pocket" / "covipal")
     panels: dict[str, Image.Image] = {}
     for row in scene_rows("test", 160):
         picture = row.open()
@@ -40,7 +40,7 @@ def main() -> None:
     wide = Image.new("RGB", (len(panels) * (WIDE + 8) - 8, WIDE + CAPTION), "white")
     for i, panel in enumerate(panels.values()):
         wide.paste(panel, (i * (WIDE + 8), 0))
-    wide.save(Path(__file__).with_suffix(".png"))
+    wide.save(Path(__file__).parents[1] / "results" / "kept.png")
 
 
 if __name__ == "__main__":

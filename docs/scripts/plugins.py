@@ -1,4 +1,4 @@
-"""Makes the plug-ins that the repository ships: ``python docs/plugins.py [folder] [--seeds 0 1 2] [--names ...]``.
+"""Makes the plug-ins of the repository: ``python docs/scripts/plugins.py [folder] [--seeds 0 1 2] [--names ...]``.
 
 Each is one call of ``train.py`` with the settings below, or two of which the second begins with what the first made,
 in a process with one thread; ``--jobs`` of them run at a time.
@@ -7,7 +7,7 @@ already, for this backbone, is left alone, and a call that was killed goes on wh
 
 covipal and the plug-ins of pocket-hd come with the table of ``train.py``; ``--train-only`` leaves it to a later call,
 say on another machine. The cards of the others get their figures from the table of all: ``lit-reduce table``, then
-``python docs/plugins.py --cards docs/learned.json``.
+``python docs/scripts/plugins.py --cards docs/results/learned.json``.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lit_reduce import settings
 from lit_reduce.backbones import load_backbone
@@ -30,7 +30,7 @@ from lit_reduce.distill.train import PLUGIN, notes, write_table
 from lit_reduce.files import atomic_folder
 from lit_reduce.plugin import CONFIG, load_plugin, save_plugin
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS, BEFORE, TABLE, LOG = "train.yaml", "first.yaml", "table.json", "run.log"
 # Beside configs/train.yaml and configs/train/NAME.yaml: longer than the default, which has ten minutes.
 HD = "data.name=pocket-hd data.turns=6 data.test_rows=300 pictures=2 val_every=80 table_batch=10 runs=0"

@@ -1,4 +1,4 @@
-"""Do harder questions keep more? ``python docs/counts.py [questions] [budget] [plug-in]`` asks atp.
+"""Do harder questions keep more? ``python docs/scripts/counts.py [questions] [budget] [plug-in]`` asks atp.
 
 Prints, on test questions of pocket that it answers with all tokens, how many tokens each decoder layer works on (mean
 and standard deviation over questions), and the mean over layers by kind of question and by difficulty. A question is
@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from tqdm import tqdm
@@ -33,7 +33,7 @@ OUT, HARD = Path("outputs/counts.json"), 32
 def main() -> None:
     """Asks one question at a time, so that every layer's count is that question's own."""
     count, keep = int(sys.argv[1]) if sys.argv[1:] else 400, int(sys.argv[2]) if sys.argv[2:] else 64
-    folder = Path(sys.argv[3]) if sys.argv[3:] else Path(__file__).parents[1] / "checkpoints" / "pocket" / "atp"
+    folder = Path(sys.argv[3]) if sys.argv[3:] else Path(__file__).parents[2] / "checkpoints" / "pocket" / "atp"
     backbone, (reducer, _) = load_backbone("pocket"), load_plugin(folder)
     judge, rows = ReducerSpec(create("cdpruner"), HARD), []
     for row in tqdm(scene_rows("test", count), total=count, unit="question"):

@@ -1,16 +1,16 @@
-"""Can a map of the projected tokens imitate the decoder's own keys and values?
+"""Measures how well a linear map of the projected tokens predicts the decoder's own keys and values.
 
-``python docs/recall_probe.py [pictures to fit on, pictures held out]`` prints the held-out R^2 of the best linear map,
-by decoder layer and rank, and writes it to outputs/recall_probe.json. An ``own`` map has its rank for one layer's keys
-or values alone; a ``shared`` one goes through a single trunk of that rank for all layers but the first, keys and values
-together, as in FlexAttention's reducer.
+``python docs/scripts/recall_probe.py [pictures to fit on, pictures held out]`` prints the held-out R^2 of the best map
+by decoder layer and rank, and writes it to outputs/recall_probe.json. An ``own`` map has its rank for the keys or
+values of one layer. A ``shared`` map goes through a single trunk of that rank for all layers but the first, keys and
+values together, as in FlexAttention's reducer.
 """
 
 import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
