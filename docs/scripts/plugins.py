@@ -1,9 +1,10 @@
-"""Makes the plug-ins of the repository: ``python docs/scripts/plugins.py [folder] [--seeds 0 1 2] [--names ...]``.
+"""Makes the plug-ins of the repository: ``python docs/scripts/plugins.py [folder] [--seeds 0] [--names ...]``.
 
 Each is one call of ``train.py`` with the settings below, or two of which the second begins with what the first made,
 in a process with one thread; ``--jobs`` of them run at a time.
 What is made goes to ``folder/NAME``, or ``folder/NAME-seed1`` and so on, with its settings beside it. What is there
-already, for this backbone, is left alone, and a call that was killed goes on where it was.
+already, for this backbone, is left alone, and a call that was killed goes on where it was. The repository holds seed 0;
+``--seeds 0 1 2`` makes all that docs/results/learned.json reports, and docs/results/seeds.json has each one's figures.
 
 covipal and the plug-ins of pocket-hd come with the table of ``train.py``; ``--train-only`` leaves it to a later call,
 say on another machine. The cards of the others get their figures from the table of all: ``lit-reduce table``, then
@@ -158,7 +159,7 @@ def add_figures(folder: Path, report: dict[str, Any]) -> None:
     for name, line in report["lines"].items():
         budgets = {at: each for at, each in line.get("budgets", {}).items() if "relative" in each}
         for number, plan in enumerate(line["plans"] if line["trained"] else []):
-            if (folder / plan / TABLE).is_file() or not budgets:
+            if not budgets or not (folder / plan / CONFIG).is_file() or (folder / plan / TABLE).is_file():
                 continue
             reducer, config = load_plugin(folder / plan)
             costs = report["costs"].get(name, {})
@@ -195,7 +196,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [folder] [options]"
     )
     parser.add_argument("folder", nargs="?", type=Path, help="of the plug-ins, by default that of the backbone")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of weights and questions")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of weights and question order")
     parser.add_argument("--names", nargs="+", metavar="NAME", help=", ".join(LONGER["pocket"]))
     parser.add_argument("--backbone", default="pocket", help="pocket, pocket-hd or a folder of that name")
     parser.add_argument("--work", type=Path, help="checkpoints and logs; by default outputs/plugins/BACKBONE")
