@@ -87,13 +87,10 @@ def blind(backbone: Backbone, asked: Iterable[Asked], batch: int = 256) -> list[
 
 def quality(settings: QualitySettings) -> dict[str, Any]:
     """Measures overall, by family, on easy-VQA and without the picture; each with a 95 % interval."""
-    backbone = load_backbone(
-        settings.backbone.name, settings.backbone.dtype, settings.backbone.device, settings.backbone.revision
-    )
-    scenes = tqdm(
-        scene_questions(settings.split, settings.scenes, settings.turns), total=settings.scenes, desc="scenes"
-    )
-    families = score(backbone, scenes)
+    given = settings.backbone
+    backbone = load_backbone(given.name, given.dtype, given.device, given.revision)
+    scenes = scene_questions(settings.split, settings.scenes, settings.turns)
+    families = score(backbone, tqdm(scenes, total=settings.scenes, desc="scenes"))
     everything = [x for values in families.values() for x in values]
     blind_scenes = scene_questions(settings.split, min(settings.scenes, 500), settings.turns)
     rows = {"all families": everything, **dict(sorted(families.items()))}
