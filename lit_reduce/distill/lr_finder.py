@@ -37,7 +37,7 @@ class LearningRateFinder:
     best: float | None
 
 
-def sweep(chosen: TrainSettings, model: Any, reducer: Reducer, data: DistillData) -> LearningRateFinder:
+def sweep(settings: TrainSettings, model: Any, reducer: Reducer, data: DistillData) -> LearningRateFinder:
     """Trains a copy of the reducer at rates that rise by equal factors (Smith, arXiv 1506.01186).
 
     Every step has the losses, weights and the budget of the first step of stage 2: the steps of a run would mix stages
@@ -45,14 +45,14 @@ def sweep(chosen: TrainSettings, model: Any, reducer: Reducer, data: DistillData
     the checkpoints are left as they are.
     """
     copied = copy.deepcopy(reducer).train()
-    module = Distiller(model, copied, replace(chosen, curriculum=0.0))
-    optimizer = torch.optim.AdamW(copied.parameters(), lr=LOWEST, weight_decay=chosen.weight_decay)
+    module = Distiller(model, copied, replace(settings, curriculum=0.0))
+    optimizer = torch.optim.AdamW(copied.parameters(), lr=LOWEST, weight_decay=settings.weight_decay)
     found, mean = LearningRateFinder([], [], [], None), 0.0
     for step in tqdm(range(STEPS), desc="learning rate", unit="step"):
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = module.losses(replace(data.batch(step), step=chosen.guide_steps))["loss"]
+        loss = module.losses(replace(data.batch(step), step=settings.guide_steps))["loss"]
         value = float(loss.detach())
         mean = SMOOTH * mean + (1 - SMOOTH) * value
         average = mean / (1 - SMOOTH ** (step + 1))
@@ -63,8 +63,8 @@ def sweep(chosen: TrainSettings, model: Any, reducer: Reducer, data: DistillData
         found.smooth.append(average)
         optimizer.zero_grad()
         loss.backward()
-        if chosen.clip:
-            torch.nn.utils.clip_grad_norm_(copied.parameters(), chosen.clip)
+        if settings.clip:
+            torch.nn.utils.clip_grad_norm_(copied.parameters(), settings.clip)
         optimizer.step()
     found.best = steepest(found.rates, found.smooth)
     return found
