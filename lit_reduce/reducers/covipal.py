@@ -71,7 +71,7 @@ class CoViPAL(ScoringReducer):
         """Scores ``[B, N]``, higher is kept; padding of the prompt has no influence."""
         text, text_mask = tokens.signal("text"), tokens.signal("text_mask")
         image = self.enter(self.normal(tokens.features)) + self.kinds[0]
-        image = image + places(tokens.count, tokens.grid, image)
+        image = image + position_embedding(tokens.count, tokens.grid, image)
         words = self.enter(self.normal(text)) + self.kinds[1]
         for block in self.blocks:
             image = block(image, words, text_mask)
@@ -128,7 +128,7 @@ class Attention(nn.Module):
         return result
 
 
-def places(count: int, grid: tuple[int, int, int], like: Tensor) -> Tensor:
+def position_embedding(count: int, grid: tuple[int, int, int], like: Tensor) -> Tensor:
     """Sines and cosines of each token's row and column ``[count, W]``; tokens beyond the grid go by raster order."""
     _, rows, cols = grid
     index = torch.arange(count, device=like.device)
