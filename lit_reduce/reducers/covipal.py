@@ -21,9 +21,12 @@ class CoViPALConfig(ReducerConfig):
     width: int = field(default=96, metadata={"help": "width inside the predictor"})
     layers: int = field(default=2, metadata={"help": "blocks of image self-attention, image-to-prompt attention, MLP"})
     heads: int = field(default=4, metadata={"help": "attention heads of each block"})
-    rest: int = field(
+    summary: int = field(
         default=0,
-        metadata={"help": "tokens that stand for all that is dropped, within the budget; 0 for none, as in the paper"},
+        metadata={
+            "help": "tokens that stand for all that is dropped, within the budget; 0 for none, as in the paper",
+            "was": "rest",
+        },
     )
 
 
@@ -59,11 +62,11 @@ class CoViPAL(ScoringReducer):
         self.normal = nn.RMSNorm(size, eps=1e-6)
         self.kinds = nn.Parameter(torch.zeros(2, width))
         self.blocks = nn.ModuleList(Block(width, self.config.heads) for _ in range(self.config.layers))
-        if self.config.rest < 0:
-            raise UserError(f"covipal: rest={self.config.rest}: give 0 or more")
-        if self.config.rest:
+        if self.config.summary < 0:
+            raise UserError(f"covipal: summary={self.config.summary}: give 0 or more")
+        if self.config.summary:
             self.kind = "resample"
-            self.rest = nn.Parameter(0.02 / PACE * torch.randn(self.config.rest, size))
+            self.rest = nn.Parameter(0.02 / PACE * torch.randn(self.config.summary, size))
         # No bias: it would raise all scores alike, which no ranking notices.
         self.leave = nn.Sequential(nn.RMSNorm(width, eps=1e-6), nn.Linear(width, 1, bias=False))
 
@@ -80,8 +83,8 @@ class CoViPAL(ScoringReducer):
 
     def summary_count(self, keep: int) -> int:
         """A quarter of the budget at most."""
-        rest: int = self.config.rest
-        return min(rest, keep // 4)
+        count: int = self.config.summary
+        return min(count, keep // 4)
 
     def summary_tokens(self, tokens: VisualTokens, dropped: Tensor, count: int) -> Tensor:
         """The mean of what is dropped, and what was learned, in tenths."""
