@@ -22,13 +22,13 @@ class TokenRecall:
         layer: Which, from 0.
         hidden: ``[B, K, D]``, their hidden states.
         memory: ``[B, N, S]``, what `Reduction.memory` holds of them.
-        owner: ``[B, N]``, which of the K tokens each of the N went into; -1 for none.
+        assignment: ``[B, N]``, which of the K tokens each of the N went into; -1 for none.
     """
 
     layer: int
     hidden: Tensor
     memory: Tensor
-    owner: Tensor
+    assignment: Tensor
 
 
 @dataclass(frozen=True)

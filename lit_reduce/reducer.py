@@ -159,11 +159,11 @@ class ScoringReducer(Reducer):
         kept = topk_sorted(scores, keep - summary_count)
         if not summary_count:
             return Reduction(kept, scores=scores)
-        kept_indices, features = self.with_rest(tokens, scores, kept, kept, summary_count)
+        kept_indices, features = self.with_summary(tokens, scores, kept, kept, summary_count)
         kept_indices = kept_indices.sort(1).values
         return Reduction(kept_indices, features=gather_tokens(features, kept_indices), scores=scores)
 
-    def with_rest(
+    def with_summary(
         self, tokens: VisualTokens, scores: Tensor, kept: Tensor, entering: Tensor, summary_count: int
     ) -> tuple[Tensor, Tensor]:
         """Stand-ins added to what enters the model, which in training is more than what is kept.

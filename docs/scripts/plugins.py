@@ -40,7 +40,7 @@ COMMON = {"pocket": ["data.images=1400"], "pocket-hd": HD.split()}
 LONGER: dict[str, dict[str, list[str]]] = {
     "pocket": {
         "covipal": [
-            "reducer.options.rest=4", "only=[rest]", "guide_steps=0", "steps=150", "warmup=10", "ema=0.95",
+            "reducer.options.summary=4", "only=[rest]", "guide_steps=0", "steps=150", "warmup=10", "ema=0.95",
             "val_every=50",
         ],
         "packer": [],

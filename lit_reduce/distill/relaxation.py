@@ -102,7 +102,7 @@ def with_rest(
     if not summary_count:
         return gated
     kept = _order(scores)[:, : keep - summary_count]
-    kept_indices, features = reducer.with_rest(tokens, scores, kept, gated.kept_indices, summary_count)
+    kept_indices, features = reducer.with_summary(tokens, scores, kept, gated.kept_indices, summary_count)
     if gated.features is not None:
         made = torch.zeros_like(scores, dtype=torch.bool).scatter(1, kept_indices[:, -summary_count:], True)
         features = torch.where(made[..., None], features, gated.features.to(features))

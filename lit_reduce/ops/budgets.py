@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,31 +9,7 @@ from torch import Tensor
 from lit_reduce.errors import UserError
 
 
-def layer_average(schedule: Mapping[int, int], depth: int, tokens: int) -> float:
-    """Visual tokens a layer sees on average: what papers call the budget of a method inside the language model.
-
-    Args:
-        schedule: Tokens that stay from before each layer on.
-        depth: Layers of the model.
-        tokens: Visual tokens at first.
-    """
-    total, now = 0, tokens
-    for layer in range(depth):
-        now = schedule.get(layer, now)
-        total += now
-    return total / depth
-
-
-def count_for_average(average: float, depth: int, tokens: int, layer: int) -> int:
-    """Tokens to keep from before ``layer`` on, so that layers see ``average`` of them: ``(aL - NK) / (L - K)``.
-
-    FastV at K = 2 of 32 layers and 576 tokens: 166, 98 and 30 for averages of 192, 128 and 64. The nearest count, at
-    least 1.
-    """
-    return max(1, math.floor((average * depth - tokens * layer) / (depth - layer) + 0.5))
-
-
-def falling_average(shares: list[float], depth: int, tokens: int, keep: int) -> dict[int, int]:
+def geometric_schedule_for_mean(shares: list[float], depth: int, tokens: int, keep: int) -> dict[int, int]:
     """Tokens that stay from before each of some layers on, each time the same part, so that layers see ``keep``.
 
     Args:
@@ -102,7 +77,7 @@ def largest_remainder(weights: Tensor, total: int, caps: list[int]) -> Tensor:
     return (whole + (order < missing)).long()
 
 
-def falling(shares: list[float], depth: int, tokens: int, keep: int) -> dict[int, int]:
+def geometric_schedule(shares: list[float], depth: int, tokens: int, keep: int) -> dict[int, int]:
     """Tokens that stay from before each of some layers on, each time the same part, so that ``keep`` are left at last.
 
     Args:

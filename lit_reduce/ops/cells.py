@@ -23,25 +23,25 @@ def cells(grid: tuple[int, int, int], count: int, k: int) -> tuple[Tensor, Tenso
     Returns:
         The token at each cell's centre ``[k]``, ascending, and the cell of each token ``[count]``, both int64.
     """
-    kept_indices, owner = _cut(tuple(grid), count, k)
-    return torch.tensor(kept_indices), torch.tensor(owner)
+    kept_indices, assignment = _cut(tuple(grid), count, k)
+    return torch.tensor(kept_indices), torch.tensor(assignment)
 
 
-def members(owner: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def members(assignment: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The tokens of each of ``k`` cells, none of them empty.
 
     Args:
-        owner: ``[N]``, the cell of each token.
+        assignment: ``[N]``, the cell of each token.
         k: Cells.
 
     Returns:
         Indices ``[k, M]``, ascending in each cell, M being the largest cell's count, and which of them are real.
     """
-    sizes = owner.bincount(minlength=k)[:, None]
-    slots = torch.arange(int(sizes.max()), device=owner.device)
+    sizes = assignment.bincount(minlength=k)[:, None]
+    slots = torch.arange(int(sizes.max()), device=assignment.device)
     real = slots < sizes
     first = sizes.cumsum(0) - sizes
-    return owner.argsort(stable=True)[(first + slots).where(real, first)], real
+    return assignment.argsort(stable=True)[(first + slots).where(real, first)], real
 
 
 def lattice(grid: tuple[int, int, int], count: int, k: int) -> list[tuple[range, tuple[int, int], tuple[int, int]]]:
@@ -76,7 +76,7 @@ def _cut(grid: tuple[int, int, int], count: int, k: int) -> tuple[list[int], lis
         raise ValueError(f"cannot cut {count} tokens into {k} cells")
     frames, rows, columns = _shape(grid, count)
     kept_indices: list[int] = []
-    owner = [-1] * count
+    assignment = [-1] * count
     for first, last in _split(frames, min(k, frames)):
         share = 1 if k <= frames else _shares(k, frames)[first]
         for band, cuts in _bands(rows, columns, share):
@@ -88,10 +88,10 @@ def _cut(grid: tuple[int, int, int], count: int, k: int) -> tuple[list[int], lis
                     for column in range(left, right)
                 ]
                 for member in members:
-                    owner[member] = len(kept_indices)
+                    assignment[member] = len(kept_indices)
                 middle = [(low + high - 1) // 2 for low, high in ((first, last), band, (left, right))]
                 kept_indices.append((middle[0] * rows + middle[1]) * columns + middle[2])
-    return kept_indices, owner
+    return kept_indices, assignment
 
 
 def _bands(rows: int, columns: int, k: int) -> list[tuple[tuple[int, int], list[tuple[int, int]]]]:
@@ -108,8 +108,8 @@ def _band_count(rows: int, columns: int, k: int) -> int:
         return abs(math.log(rows / bands) - math.log(columns * bands / k))
 
     fitting = range(math.ceil(k / columns), min(rows, k) + 1)
-    exact = [bands for bands in fitting if k % bands == 0 and flatness(bands) <= math.log(2) + 1e-9]
-    return min(exact or fitting, key=flatness)
+    even = [bands for bands in fitting if k % bands == 0 and flatness(bands) <= math.log(2) + 1e-9]
+    return min(even or fitting, key=flatness)
 
 
 def _split(length: int, parts: int) -> list[tuple[int, int]]:

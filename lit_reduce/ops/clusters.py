@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lit_reduce.ops.selectors import ranks, topk_sorted
-from lit_reduce.ops.similarity import cosine, exact
+from lit_reduce.ops.similarity import cosine, to_float32
 
 
 def dpc_knn(features: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor]:
@@ -22,7 +22,7 @@ def dpc_knn(features: Tensor, clusters: int, neighbours: int | None = None) -> t
     Returns:
         Peaks ``[B, clusters]``, ascending, and the cluster of each token ``[B, N]``; a peak belongs to itself.
     """
-    x = exact(features.detach())
+    x = to_float32(features.detach())
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[-1] ** 0.5
     near = distance.topk(min(neighbours or clusters, x.shape[1]), largest=False).values
     density = (-near.square().mean(-1)).exp()
@@ -32,11 +32,11 @@ def dpc_knn(features: Tensor, clusters: int, neighbours: int | None = None) -> t
     isolation = distance.masked_fill(~denser, torch.inf).amin(-1)
     isolation = torch.where(isolation.isinf(), distance.amax((1, 2))[:, None], isolation)
     peaks = topk_sorted(density * isolation, clusters)
-    owner = distance.gather(1, peaks[..., None].expand(-1, -1, x.shape[1])).argmin(1)
-    return peaks, owner.scatter(1, peaks, torch.arange(clusters, device=x.device).expand_as(peaks))
+    assignment = distance.gather(1, peaks[..., None].expand(-1, -1, x.shape[1])).argmin(1)
+    return peaks, assignment.scatter(1, peaks, torch.arange(clusters, device=x.device).expand_as(peaks))
 
 
-def distinctive(features: Tensor, among: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def distinctive_tokens(features: Tensor, among: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Anchors with many alike and no better one alike, and the tokens that belong to them: RESTORE (arXiv 2606.01711).
 
     Density is the sum of cosines with all candidates; an anchor's score is its density times one less the largest
@@ -58,5 +58,5 @@ def distinctive(features: Tensor, among: Tensor, counts: Tensor) -> tuple[Tensor
     alike = similarity.masked_fill(~(denser & among[:, None]), -torch.inf).amax(-1)
     score = density * (1 - torch.where(alike.isinf(), 0, alike))
     kept_indices = (ranks(score.masked_fill(~among, -torch.inf)) < counts[:, None]) & among
-    owner = similarity.masked_fill(~kept_indices[:, None], -torch.inf).argmax(-1)
-    return kept_indices, torch.where(kept_indices, index, owner).masked_fill(~among, -1)
+    assignment = similarity.masked_fill(~kept_indices[:, None], -torch.inf).argmax(-1)
+    return kept_indices, torch.where(kept_indices, index, assignment).masked_fill(~among, -1)

@@ -38,20 +38,20 @@ def exact_budget(scores: Tensor, k: int, tau: float = 1.0) -> Tensor:
 class _ExactBudget(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, k: int, tau: float) -> Tensor:
-        exact = scores.double()
+        scores64 = scores.double()
         count = scores.shape[-1]
         if k == count:
-            gates = torch.ones_like(exact)
+            gates = torch.ones_like(scores64)
         else:
             # At either end of this bracket all gates are on one side of k / N, and so is their mean.
             shift = tau * math.log(k / (count - k))
-            low = exact.amin(-1, keepdim=True) - shift
-            high = exact.amax(-1, keepdim=True) - shift
+            low = scores64.amin(-1, keepdim=True) - shift
+            high = scores64.amax(-1, keepdim=True) - shift
             for _ in range(45):  # to 1e-13 of the range of scores; no early stop, which would wait for the device
                 middle = (low + high) / 2
-                too_many = torch.sigmoid((exact - middle) / tau).sum(-1, keepdim=True) > k
+                too_many = torch.sigmoid((scores64 - middle) / tau).sum(-1, keepdim=True) > k
                 low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
-            gates = torch.sigmoid((exact - (low + high) / 2) / tau)
+            gates = torch.sigmoid((scores64 - (low + high) / 2) / tau)
         ctx.save_for_backward(gates)
         ctx.tau, ctx.dtype = tau, scores.dtype
         return gates.to(torch.promote_types(scores.dtype, torch.float32))
@@ -65,11 +65,6 @@ class _ExactBudget(torch.autograd.Function):
         total = slope.sum(-1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
         mean = (grad * slope).sum(-1, keepdim=True) / total
         return (slope / ctx.tau * (grad - mean)).to(ctx.dtype), None, None
-
-
-def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """The value of ``hard`` to the last bit, with the gradient of ``soft``."""
-    return hard + (soft - soft.detach())
 
 
 def key_bias(gate: Tensor, hard: Tensor | None = None, floor: float = 0.0) -> Tensor:

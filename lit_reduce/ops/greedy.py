@@ -1,6 +1,6 @@
 """Greedy selectors: each next token depends on those chosen. All images of a batch advance in the same k steps.
 
-They keep one table of similarities, so a step costs O(N) (farthest point, max sum, MMR), O(N k) (DPP) or O(M N)
+They keep one table of similarities, so a step costs O(N) (farthest point, max sum), O(N k) (DPP) or O(M N)
 (coverage of M things). Each returns ascending indices ``[B, k]``; of equal candidates the lower index wins, and no
 token is taken twice.
 
@@ -11,7 +11,7 @@ saves 1.9 s of prefill. Coverage of everything by everything is the one that gro
 import torch
 from torch import Tensor
 
-from lit_reduce.ops.selectors import places
+from lit_reduce.ops.selectors import true_indices
 from lit_reduce.ops.similarity import cosine
 
 
@@ -34,7 +34,7 @@ def farthest_point(features: Tensor, k: int) -> Tensor:
         chosen[rows, pick] = True
         # The neighbour distances served the first pick only; from here on what counts is the distance to the chosen.
         nearest = distance[rows, pick] if step == 0 else torch.minimum(nearest, distance[rows, pick])
-    return places(chosen, k)
+    return true_indices(chosen, k)
 
 
 def max_sum(features: Tensor, first: Tensor, k: int) -> Tensor:
@@ -53,7 +53,7 @@ def max_sum(features: Tensor, first: Tensor, k: int) -> Tensor:
         chosen[rows, pick] = True
         closeness = closeness + similarity[rows, pick]
         pick = closeness.masked_fill(chosen, torch.inf).argmin(-1)
-    return places(chosen, k)
+    return true_indices(chosen, k)
 
 
 def coverage(table: Tensor, k: int, weight: Tensor | None = None, bonus: Tensor | None = None) -> Tensor:
@@ -79,7 +79,7 @@ def coverage(table: Tensor, k: int, weight: Tensor | None = None, bonus: Tensor 
         pick = gain.masked_fill(chosen, -torch.inf).argmax(-1)
         chosen[rows, pick] = True
         covered = torch.maximum(covered, table[rows, pick, None])
-    return places(chosen, k)
+    return true_indices(chosen, k)
 
 
 def dpp_greedy(kernel: Tensor, k: int) -> Tensor:
@@ -108,27 +108,4 @@ def dpp_greedy(kernel: Tensor, k: int) -> Tensor:
         ahead = (kernel[rows, pick] - seen) / gain[rows, pick].clamp_min(1e-12).sqrt()[:, None]
         directions[:, step] = ahead * useful[rows, pick][:, None]
         gain = gain - directions[:, step].square()
-    return places(chosen, k)
-
-
-def mmr(scores: Tensor, features: Tensor, k: int, balance: float = 0.5) -> Tensor:
-    """Maximal marginal relevance: ``balance * score - (1 - balance) * largest cosine to those chosen``.
-
-    Carbonell and Goldstein 1998; IDPruner takes learned scores, min-max normalised, with balance 0.5.
-
-    Args:
-        scores: ``[B, N]`` in [0, 1]; the highest comes first.
-        features: ``[B, N, D]``.
-        k: Between 1 and N.
-        balance: Between 0 (diversity) and 1 (plain top-k).
-    """
-    similarity = cosine(features.detach())
-    rows = torch.arange(len(similarity), device=similarity.device)
-    value, closest = scores.detach(), torch.full_like(similarity[..., 0], -torch.inf)
-    chosen = torch.zeros_like(closest, dtype=torch.bool)
-    for _ in range(k):
-        pick = value.masked_fill(chosen, -torch.inf).argmax(-1)
-        chosen[rows, pick] = True
-        closest = torch.maximum(closest, similarity[rows, pick])
-        value = balance * scores.detach() - (1 - balance) * closest
-    return places(chosen, k)
+    return true_indices(chosen, k)

@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from lit_reduce.ops.similarity import exact
+from lit_reduce.ops.similarity import to_float32
 
 
 def centre(features: Tensor) -> Tensor:
     """Features ``[B, N, D]`` less their mean over the image, so that cosines compare what differs (Cen-Prune)."""
-    x = exact(features)
+    x = to_float32(features)
     return (x - x.mean(1, keepdim=True)).to(features.dtype)
 
 
@@ -22,7 +22,7 @@ def min_max(scores: Tensor, floor: float = 0.0) -> Tensor:
 
 def unit_length(scores: Tensor) -> Tensor:
     """Scores ``[B, ..., N]`` divided by their Euclidean norm over the last dimension."""
-    return torch.nn.functional.normalize(exact(scores), dim=-1)
+    return torch.nn.functional.normalize(to_float32(scores), dim=-1)
 
 
 def sinks(features: Tensor, threshold: float, dims: tuple[int, ...] = ()) -> Tensor:
@@ -36,7 +36,7 @@ def sinks(features: Tensor, threshold: float, dims: tuple[int, ...] = ()) -> Ten
         threshold: The paper's is 20.
         dims: Which entries to look at; none means all.
     """
-    x = exact(features)
+    x = to_float32(features)
     scaled = (x / x.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)).abs()
     return (scaled[..., list(dims)] if dims else scaled).amax(-1) > threshold
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from lit_reduce.ops.cells import lattice
-from lit_reduce.ops.similarity import exact
+from lit_reduce.ops.similarity import to_float32
 
 
 def resample(features: Tensor, weights: Tensor) -> Tensor:
     """New tokens ``[B, K, D]`` in the dtype of the features ``[B, N, D]``; ``weights`` ``[K, N]``."""
-    return (weights.to(exact(features)) @ exact(features)).to(features.dtype)
+    return (weights.to(to_float32(features)) @ to_float32(features)).to(features.dtype)
 
 
 def resample_weights(grid: tuple[int, int, int], count: int, k: int, kernel: Literal["tent", "cosine"]) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lit_reduce.ops.similarity import cosine, exact
+from lit_reduce.ops.similarity import cosine, to_float32
 
 
 def text_relevance(features: Tensor, text: Tensor, mask: Tensor) -> Tensor:
@@ -39,21 +39,21 @@ def text_coverage(features: Tensor, text: Tensor, mask: Tensor, temperature: flo
 
 def key_norm(keys: Tensor) -> Tensor:
     """Sum of absolute entries of each key: DART's (arXiv 2502.11494) measure for pivots. ``[B, N, D]``."""
-    return exact(keys).abs().sum(-1)
+    return to_float32(keys).abs().sum(-1)
 
 
-def single_head(query: Tensor, keys: Tensor) -> Tensor:
+def single_head_attention(query: Tensor, keys: Tensor) -> Tensor:
     """Attention of one query with all heads taken as one, softmax over the tokens: LLaVA-PruMerge (arXiv 2403.15388).
 
     Args:
         query: ``[B, D]``.
         keys: ``[B, N, D]``.
     """
-    logits: Tensor = (exact(keys) @ exact(query)[..., None])[..., 0] * keys.shape[-1] ** -0.5
+    logits: Tensor = (to_float32(keys) @ to_float32(query)[..., None])[..., 0] * keys.shape[-1] ** -0.5
     return logits.softmax(-1)
 
 
-def flow(attention: Tensor, values: Tensor, reader: Tensor, heads: int = 1) -> Tensor:
+def information_flow(attention: Tensor, values: Tensor, reader: Tensor, heads: int = 1) -> Tensor:
     """Information flow into the reading token: FlowCut (arXiv 2505.19536).
 
     ``(relevance + meaning) * size``: the attention, renormalised; the softmax of value products with the reader,
@@ -65,10 +65,10 @@ def flow(attention: Tensor, values: Tensor, reader: Tensor, heads: int = 1) -> T
         reader: ``[B, D]`` value of the reading token (CLS).
         heads: In how many heads the values fall.
     """
-    split = exact(values).unflatten(-1, (heads, -1))
-    meaning = torch.einsum("bnhd,bhd->bhn", split, exact(reader).unflatten(-1, (heads, -1))).softmax(-1).mean(1)
+    split = to_float32(values).unflatten(-1, (heads, -1))
+    meaning = torch.einsum("bnhd,bhd->bhn", split, to_float32(reader).unflatten(-1, (heads, -1))).softmax(-1).mean(1)
     size = split.mean(2).abs().sum(-1)
-    relevance = exact(attention) / exact(attention).sum(-1, keepdim=True).clamp_min(1e-12)
+    relevance = to_float32(attention) / to_float32(attention).sum(-1, keepdim=True).clamp_min(1e-12)
     score: Tensor = (relevance + meaning) * size
     return score
 
@@ -83,11 +83,11 @@ def text_raters(rows: Tensor, mask: Tensor) -> Tensor:
         mask: ``[B, T]``, true at real prompt tokens.
     """
     real = mask.bool()
-    share = exact(rows).sum(-1).masked_fill(~real, 0)
+    share = to_float32(rows).sum(-1).masked_fill(~real, 0)
     return (share * real.sum(-1, keepdim=True) > share.sum(-1, keepdim=True)) & real
 
 
-def rated(rows: Tensor, who: Tensor) -> Tensor:
+def rater_scores(rows: Tensor, who: Tensor) -> Tensor:
     """Mean attention ``[B, N]`` that the rows ``who`` ``[B, T]`` of ``rows`` ``[B, T, N]`` pay; all rows if none is."""
-    weight = torch.where(who.any(-1, keepdim=True), who, torch.ones_like(who)).to(exact(rows).dtype)
-    return (exact(rows) * weight[..., None]).sum(1) / weight.sum(-1, keepdim=True)
+    weight = torch.where(who.any(-1, keepdim=True), who, torch.ones_like(who)).to(to_float32(rows).dtype)
+    return (to_float32(rows) * weight[..., None]).sum(1) / weight.sum(-1, keepdim=True)

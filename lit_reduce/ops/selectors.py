@@ -28,7 +28,7 @@ def ranks(scores: Tensor) -> Tensor:
     return order.argsort(dim=-1)
 
 
-def places(chosen: Tensor, k: int) -> Tensor:
+def true_indices(chosen: Tensor, k: int) -> Tensor:
     """Indices ``[B, k]`` of the true entries of ``chosen`` ``[B, N]``, ascending; each row has ``k`` of them."""
     return (~chosen).to(torch.uint8).sort(dim=-1, stable=True).indices[:, :k]
 
@@ -46,7 +46,7 @@ def row_topk(scores: Tensor, columns: int, k: int) -> Tensor:
     """
     rows = scores.unflatten(1, (-1, columns))
     before = ranks(rows.sum(-1)) * columns
-    return places((before[..., None] + ranks(rows) < k).flatten(1), k)
+    return true_indices((before[..., None] + ranks(rows) < k).flatten(1), k)
 
 
 def share_topk(scores: Tensor, part: Tensor, counts: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def least_similar(similarity: Tensor, kept: Tensor, k: int) -> Tensor:
         share = (pivot + 1) * extra // pivots - pivot * extra // pivots
         far = (-similarity[:, pivot]).masked_fill(kept, -torch.inf)
         kept = kept.scatter(1, topk_sorted(far, share), True)
-    return places(kept, k)
+    return true_indices(kept, k)
 
 
 def uniform_grid(grid: tuple[int, int, int], count: int, k: int) -> Tensor:

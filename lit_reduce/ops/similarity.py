@@ -5,14 +5,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def exact(x: Tensor) -> Tensor:
+def to_float32(x: Tensor) -> Tensor:
     """In float32, or in float64 where it is already that: half precision would decide near ties by rounding."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors of length one along the last dimension, see `exact`; zero stays zero."""
-    return F.normalize(exact(x), dim=-1)
+    """Vectors of length one along the last dimension, see `to_float32`; zero stays zero."""
+    return F.normalize(to_float32(x), dim=-1)
 
 
 def cosine(x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -26,6 +26,6 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
-def normal(x: Tensor) -> Tensor:
+def rms_normalize(x: Tensor) -> Tensor:
     """Tokens of size 1, as a decoder's first norm makes them; towers and projectors differ by orders of magnitude."""
     return F.rms_norm(x, x.shape[-1:], eps=1e-6)

@@ -3,19 +3,19 @@
 import torch
 from torch import Tensor
 
-from lit_reduce.ops.selectors import places, ranks
-from lit_reduce.ops.similarity import exact
+from lit_reduce.ops.selectors import ranks, true_indices
+from lit_reduce.ops.similarity import to_float32
 
 NONE = 1e-6  # of a score that counts as nothing, where logarithms are taken
 
 
-def peaked(scores: Tensor) -> Tensor:
+def max_normalize(scores: Tensor) -> Tensor:
     """Scores ``[B, N]`` as parts of the largest of each image; zero stays zero."""
-    scores = exact(scores)
+    scores = to_float32(scores)
     return scores / scores.amax(-1, keepdim=True).clamp_min(1e-30)
 
 
-def pyramid(place: Tensor, grid: tuple[int, int, int], strides: tuple[int, ...] = (2, 3, 4, 6)) -> Tensor:
+def grid_scores(place: Tensor, grid: tuple[int, int, int], strides: tuple[int, ...] = (2, 3, 4, 6)) -> Tensor:
     """Spatial scores ``[B, N]``: the sparser the sparsest uniform grid that a token lies on, the higher.
 
     A grid of stride s keeps the rate ``R = 1 / s^2`` and scores ``1 - 3 R``; tokens on none of them, newline tokens
@@ -36,7 +36,7 @@ def pyramid(place: Tensor, grid: tuple[int, int, int], strides: tuple[int, ...] 
     return score
 
 
-def breadth(scores: Tensor, weight: Tensor) -> Tensor:
+def effective_share(scores: Tensor, weight: Tensor) -> Tensor:
     """On how many tokens scores rest, ``[B]`` in (0, 1]: the exponential of their entropy in parts of all tokens.
 
     1 where all score alike, 1 / N where one alone scores. Our reading of the pooling in ATP-LLaVA (arXiv 2412.00447,
@@ -52,7 +52,7 @@ def breadth(scores: Tensor, weight: Tensor) -> Tensor:
     return share
 
 
-def mass_above(scores: Tensor, weight: Tensor, mass: Tensor) -> Tensor:
+def mass_threshold(scores: Tensor, weight: Tensor, mass: Tensor) -> Tensor:
     """The threshold ``[B]`` above which tokens of so much weight lie; it follows ``mass`` and scores without a jump.
 
     Half way between two neighbours for a mass that whole tokens make, straight in between, and below the largest score
@@ -74,7 +74,7 @@ def mass_above(scores: Tensor, weight: Tensor, mass: Tensor) -> Tensor:
     return found
 
 
-def best(margin: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def ragged_topk(margin: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Another number of tokens of each image: those of the largest margins, in raster order.
 
     Args:
@@ -85,11 +85,11 @@ def best(margin: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         Anchors ``[B, K]`` with K the largest count, and which are real ``[B, K]``: these come first.
     """
     most = int(counts.max())
-    kept_indices = places(ranks(margin) < counts[:, None], most)
+    kept_indices = true_indices(ranks(margin) < counts[:, None], most)
     return kept_indices, torch.arange(most, device=margin.device) < counts[:, None]
 
 
-def affordable(wanted: Tensor, left: Tensor, here: int, later: int) -> Tensor:
+def feasible_count(wanted: Tensor, left: Tensor, here: int, later: int) -> Tensor:
     """The count nearest to what is wanted with which a budget can still be spent, and will not be exceeded.
 
     Counts may not rise from stage to stage, so too few now would leave some of the budget over for good.

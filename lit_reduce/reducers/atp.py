@@ -8,10 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
-from lit_reduce.ops.budgets import falling_average
+from lit_reduce.ops.budgets import geometric_schedule_for_mean
 from lit_reduce.ops.gates import anneal
-from lit_reduce.ops.similarity import normal
-from lit_reduce.ops.thresholds import NONE, affordable, best, breadth, mass_above, peaked, pyramid
+from lit_reduce.ops.similarity import rms_normalize
+from lit_reduce.ops.thresholds import (
+    NONE,
+    effective_share,
+    feasible_count,
+    grid_scores,
+    mass_threshold,
+    max_normalize,
+    ragged_topk,
+)
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Course, Reduction, VisualTokens
 
@@ -54,8 +62,8 @@ class ATP(Reducer):
     """A token stays if it is important (redundancy test) or lies on a sparse grid (spatial test); heads set both bars.
 
     Scores: attention that a token receives from tokens of the image, and from the prompt, each as part of its maximum,
-    and their mean ``S``; the spatial score of `pyramid`. Two thresholds, eq 6 to 8, come of a head and of how many
-    tokens the question looks at (`breadth`). In training later layers attend to a token by ``M = max(M_r, M_s)``,
+    and their mean ``S``; the spatial score of `grid_scores`. Two thresholds, eq 6 to 8, come of a head and of how many
+    tokens the question looks at (`effective_share`). In training later layers attend to a token by ``M = max(M_r, M_s)``,
     eq 9 to 11, and stages multiply; only tokens as good as shut are left out. Inference keeps what is above either
     threshold, at its original position. Further losses: the mean count against the budget, and a price for what is left
     late, eq 12 to 14, in parts of N.
@@ -64,7 +72,7 @@ class ATP(Reducer):
     several rates; that both tests compare logarithms, ``M = sigmoid((log S - log theta) / softness)``, which decides
     the same and suits scores with a long tail; that a head says which part of the tokens is to be above the first
     threshold, so that it starts from what the budget asks and one plug-in serves many budgets; and that its only
-    knowledge of the image is `breadth`, times a fixed ``lean``. Heads that read the scores themselves learned to make
+    knowledge of the image is `effective_share`, times a fixed ``lean``. Heads that read the scores themselves learned to make
     all counts alike, since eq 13 pulls at whatever lifts the mean of a batch. Ours alone: `residual`, from which ``S``
     gets a factor, since behind a frozen model thresholds cannot change the order of tokens, and sites before layer 0,
     whose attention is read ahead.
@@ -99,14 +107,14 @@ class ATP(Reducer):
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
         """What would stay of an image if every site left the same part; the mean over layers is ``keep``."""
-        return falling_average(self.config.sites, depth, tokens, keep)
+        return geometric_schedule_for_mean(self.config.sites, depth, tokens, keep)
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """Soft masks while training, else the tokens above their thresholds."""
         course, count = tokens.course, tokens.count
         if course is None:
             margin = self.margin(tokens, 0, keep / count, keep / count)
-            kept_indices, valid = best(margin, torch.full((len(margin),), keep, device=margin.device))
+            kept_indices, valid = ragged_topk(margin, torch.full((len(margin),), keep, device=margin.device))
             return Reduction(kept_indices, valid=valid, scores=margin)
         stages = self.stages(course.depth, course.tokens, course.keep)
         layers, meant = [*stages, course.depth], [course.tokens, *stages.values()]
@@ -117,8 +125,8 @@ class ATP(Reducer):
         if course.progress is not None:
             return self.soft(tokens, course, margin, later == 0)
         wanted = (margin > 0).sum(1)
-        counts = wanted if self.config.adaptive else affordable(wanted, left, here, later)
-        kept_indices, valid = best(margin, counts.clamp(1, count))
+        counts = wanted if self.config.adaptive else feasible_count(wanted, left, here, later)
+        kept_indices, valid = ragged_topk(margin, counts.clamp(1, count))
         return Reduction(kept_indices, valid=valid, scores=margin)
 
     def own_loss(self, name: str, rows: Tensor, count: int) -> Tensor:
@@ -136,16 +144,18 @@ class ATP(Reducer):
         """
         gate, like = tokens.signal("gate"), tokens.features
         cross = tokens.signal("last") if self.config.cross == "last" else _received(tokens)
-        own, cross = peaked(tokens.signal("image_rows").sum(1)), peaked(cross)
+        own, cross = max_normalize(tokens.signal("image_rows").sum(1)), max_normalize(cross)
         more, bar = self.heads[site](like.new_tensor([[math.log(share)]])).unbind(1)  # the same for every image
         if site == 0:
-            more = more + self.config.lean * (2 * breadth(cross, gate)).log()  # 0 where they look at half of the tokens
+            more = (
+                more + self.config.lean * (2 * effective_share(cross, gate)).log()
+            )  # 0 where they look at half of the tokens
         red = ((own + cross) / 2).clamp_min(NONE).log()
         if self.config.residual:
-            red = red + normal(like) @ self.factors[site]
+            red = red + rms_normalize(like) @ self.factors[site]
         stay = torch.sigmoid(more + math.log(part / max(1 - part, EDGE)))
-        theta = mass_above(red, gate, stay * gate.sum(1))
-        spatial = pyramid(tokens.signal("place"), tokens.grid).clamp_min(NONE).log()
+        theta = mass_threshold(red, gate, stay * gate.sum(1))
+        spatial = grid_scores(tokens.signal("place"), tokens.grid).clamp_min(NONE).log()
         return torch.maximum(red - theta[:, None], spatial - F.logsigmoid(bar)[:, None])
 
     def soft(self, tokens: VisualTokens, course: Course, margin: Tensor, deepest: bool) -> Reduction:
@@ -159,7 +169,7 @@ class ATP(Reducer):
         if deepest:
             mean = (course.spent + now * (course.depth - tokens.layer)) / course.depth
             losses["target"] = (mean - course.keep) / course.tokens
-        kept_indices, valid = best(through.detach(), (through > SHUT).sum(1).clamp(min=1))
+        kept_indices, valid = ragged_topk(through.detach(), (through > SHUT).sum(1).clamp(min=1))
         return Reduction(kept_indices, valid=valid, scores=margin, gate=mask.gather(1, kept_indices), losses=losses)
 
 

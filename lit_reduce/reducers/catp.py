@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from lit_reduce.ops.greedy import coverage
-from lit_reduce.ops.similarity import cosine, exact
+from lit_reduce.ops.similarity import cosine, to_float32
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -31,7 +31,7 @@ class CATP(Reducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """Greedy, image by image."""
         mask = tokens.signal("text_mask").bool()[..., None]
-        words = exact(tokens.signal("text")).masked_fill(~mask, 0).sum(1, keepdim=True)
+        words = to_float32(tokens.signal("text")).masked_fill(~mask, 0).sum(1, keepdim=True)
         mean = words / mask.sum(1, keepdim=True).clamp_min(1)
         bonus = self.config.relevance * (cosine(tokens.features, mean)[..., 0] + 1) / 2
         return Reduction(coverage((cosine(tokens.features) + 1) / 2, keep, bonus=bonus), scores=bonus)

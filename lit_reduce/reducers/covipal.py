@@ -21,9 +21,12 @@ class CoViPALConfig(ReducerConfig):
     width: int = field(default=96, metadata={"help": "width inside the predictor"})
     layers: int = field(default=2, metadata={"help": "blocks of image self-attention, image-to-prompt attention, MLP"})
     heads: int = field(default=4, metadata={"help": "attention heads of each block"})
-    rest: int = field(
+    summary: int = field(
         default=0,
-        metadata={"help": "tokens that stand for all that is dropped, within the budget; 0 for none, as in the paper"},
+        metadata={
+            "help": "tokens that stand for all that is dropped, within the budget; 0 for none, as in the paper",
+            "was": "rest",
+        },
     )
 
 
@@ -59,11 +62,11 @@ class CoViPAL(ScoringReducer):
         self.normal = nn.RMSNorm(size, eps=1e-6)
         self.kinds = nn.Parameter(torch.zeros(2, width))
         self.blocks = nn.ModuleList(Block(width, self.config.heads) for _ in range(self.config.layers))
-        if self.config.rest < 0:
-            raise UserError(f"covipal: rest={self.config.rest}: give 0 or more")
-        if self.config.rest:
+        if self.config.summary < 0:
+            raise UserError(f"covipal: summary={self.config.summary}: give 0 or more")
+        if self.config.summary:
             self.kind = "resample"
-            self.rest = nn.Parameter(0.02 / PACE * torch.randn(self.config.rest, size))
+            self.rest = nn.Parameter(0.02 / PACE * torch.randn(self.config.summary, size))
         # No bias: it would raise all scores alike, which no ranking notices.
         self.leave = nn.Sequential(nn.RMSNorm(width, eps=1e-6), nn.Linear(width, 1, bias=False))
 
@@ -71,7 +74,7 @@ class CoViPAL(ScoringReducer):
         """Scores ``[B, N]``, higher is kept; padding of the prompt has no influence."""
         text, text_mask = tokens.signal("text"), tokens.signal("text_mask")
         image = self.enter(self.normal(tokens.features)) + self.kinds[0]
-        image = image + places(tokens.count, tokens.grid, image)
+        image = image + position_embedding(tokens.count, tokens.grid, image)
         words = self.enter(self.normal(text)) + self.kinds[1]
         for block in self.blocks:
             image = block(image, words, text_mask)
@@ -80,8 +83,8 @@ class CoViPAL(ScoringReducer):
 
     def summary_count(self, keep: int) -> int:
         """A quarter of the budget at most."""
-        rest: int = self.config.rest
-        return min(rest, keep // 4)
+        count: int = self.config.summary
+        return min(count, keep // 4)
 
     def summary_tokens(self, tokens: VisualTokens, dropped: Tensor, count: int) -> Tensor:
         """The mean of what is dropped, and what was learned, in tenths."""
@@ -128,7 +131,7 @@ class Attention(nn.Module):
         return result
 
 
-def places(count: int, grid: tuple[int, int, int], like: Tensor) -> Tensor:
+def position_embedding(count: int, grid: tuple[int, int, int], like: Tensor) -> Tensor:
     """Sines and cosines of each token's row and column ``[count, W]``; tokens beyond the grid go by raster order."""
     _, rows, cols = grid
     index = torch.arange(count, device=like.device)

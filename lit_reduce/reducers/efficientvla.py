@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lit_reduce.ops.selectors import places, ranks
+from lit_reduce.ops.selectors import ranks, true_indices
 from lit_reduce.ops.similarity import cosine, gather_tokens
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
@@ -47,4 +47,4 @@ class EfficientVLA(Reducer):
         closest = cosine(keys, tokens.features).amax(1)
         chosen = order < task
         chosen = chosen | (ranks((-closest).masked_fill(chosen, -torch.inf)) < keep - task)
-        return Reduction(places(chosen, keep), scores=scores)
+        return Reduction(true_indices(chosen, keep), scores=scores)

@@ -58,5 +58,5 @@ class EViT(Reducer):
         here = going.gather(1, kept_indices)  # exactly one of those that go is among the anchors
         features = torch.where(here[..., None], fused, Reduction(kept_indices).gather(tokens))
         places = torch.arange(keep, device=kept_indices.device).expand_as(kept_indices)
-        owner = torch.where(going, here.int().argmax(1, keepdim=True), -1).scatter(1, kept_indices, places)
-        return Reduction(kept_indices, features=features, scores=scores, assignment=owner)
+        assignment = torch.where(going, here.int().argmax(1, keepdim=True), -1).scatter(1, kept_indices, places)
+        return Reduction(kept_indices, features=features, scores=scores, assignment=assignment)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.mergers import average_pool
-from lit_reduce.ops.similarity import normal
+from lit_reduce.ops.similarity import rms_normalize
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -107,18 +107,18 @@ class Falcon(Reducer):
                 f"falcon: the vision tower is {x.shape[-1]} wide, but vision_hidden_size={len(self.place)}; "
                 f"train with reducer.options.vision_hidden_size={x.shape[-1]}"
             )
-        pooled, kept_indices, owner = average_pool(x, tokens.grid, keep)
-        made = pooled + _scale(pooled) * self.delta(tokens.grid, owner, keep).to(pooled.dtype)
-        return Reduction(kept_indices.expand(len(x), -1), features=made, assignment=owner.expand(len(x), -1))
+        pooled, kept_indices, assignment = average_pool(x, tokens.grid, keep)
+        made = pooled + _scale(pooled) * self.delta(tokens.grid, assignment, keep).to(pooled.dtype)
+        return Reduction(kept_indices.expand(len(x), -1), features=made, assignment=assignment.expand(len(x), -1))
 
-    def delta(self, grid: tuple[int, int, int], owner: Tensor, keep: int) -> Tensor:
+    def delta(self, grid: tuple[int, int, int], assignment: Tensor, keep: int) -> Tensor:
         """What is added to the mean of each cell ``[K, C]``, in units of it: by its place, and by log2 of its size."""
-        count, (frames, rows, columns) = len(owner), grid
+        count, (frames, rows, columns) = len(assignment), grid
         if frames * rows * columns != count:  # newline tokens: one row, as `cells` takes it
             rows, columns = 1, count
-        index, sizes = torch.arange(count, device=owner.device), owner.bincount(minlength=keep)
+        index, sizes = torch.arange(count, device=assignment.device), assignment.bincount(minlength=keep)
         spots = torch.stack([(index % columns + 0.5) / columns, (index // columns % rows + 0.5) / rows], -1)
-        middle = spots.new_zeros(keep, 2).index_add(0, owner, spots) / sizes[:, None]
+        middle = spots.new_zeros(keep, 2).index_add(0, assignment, spots) / sizes[:, None]
         tables = torch.stack([self.place, self.size])
         where = (2 * middle - 1).to(tables.dtype).expand(2, 1, -1, -1)
         place, size = F.grid_sample(tables, where, padding_mode="border", align_corners=False)[:, :, 0]
@@ -175,7 +175,7 @@ class _Update(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        small = self.down(normal(x.to(self.down.weight.dtype)))
+        small = self.down(rms_normalize(x.to(self.down.weight.dtype)))
         more: Tensor = self.up(F.gelu(small) if self.bent else small)
         return y + _scale(y) * more.to(y.dtype)
 
@@ -191,7 +191,7 @@ class _Between(nn.Module):
         nn.init.zeros_(self.leave.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        asked = self.ask(normal(x.to(self.ask.weight.dtype))).unflatten(-1, (3, self.heads, -1))
+        asked = self.ask(rms_normalize(x.to(self.ask.weight.dtype))).unflatten(-1, (3, self.heads, -1))
         q, k, v = asked.permute(2, 0, 3, 1, 4)
         read = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         more: Tensor = self.leave(read)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
+from lit_reduce.ops.attention import attend, join_softmax
 from lit_reduce.ops.mergers import nearest
-from lit_reduce.ops.recall import joined, read
 from lit_reduce.ops.regression import Map
-from lit_reduce.ops.similarity import gather_tokens, normal
+from lit_reduce.ops.similarity import gather_tokens, rms_normalize
 from lit_reduce.recall import AttentionRecall, RecallReducer, layers_from
 from lit_reduce.reducer import ReducerConfig, create, find, register
 from lit_reduce.tokens import Reduction, VisualTokens
@@ -85,10 +85,10 @@ class FlexAttention(RecallReducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """The short stream, and what the trunk makes of every token."""
         short = self.short.reduce(tokens, keep)
-        owner = short.assignment
-        if owner is None:  # a choice: each other token goes with the chosen one that is most like it
-            owner = nearest(tokens.features, short.kept_indices)
-        return replace(short, memory=self.trunk(normal(tokens.features)), assignment=owner)
+        assignment = short.assignment
+        if assignment is None:  # a choice: each other token goes with the chosen one that is most like it
+            assignment = nearest(tokens.features, short.kept_indices)
+        return replace(short, memory=self.trunk(rms_normalize(tokens.features)), assignment=assignment)
 
     def choose(self, row: Tensor, real: Tensor) -> Tensor:
         """Which tokens ``[B, R, N]`` each asking token sees; the attention ``row`` is that of their cells."""
@@ -116,12 +116,12 @@ class FlexAttention(RecallReducer):
         keys = look.turn(keys, index)
         values = values.unflatten(-1, (keys.shape[1], -1)).transpose(1, 2)
         seen = chosen.gather(2, index[:, None].expand(-1, chosen.shape[1], -1))
-        more, mass = read(look.queries, keys, values, seen, look.scaling)
-        return joined(look.answer, look.mass, more, mass, torch.tanh(GAIN * self.gates[number]))
+        more, mass = attend(look.queries, keys, values, seen, look.scaling)
+        return join_softmax(look.answer, look.mass, more, mass, torch.tanh(GAIN * self.gates[number]))
 
     @torch.no_grad()
     def learn(self, maps: Map) -> None:
-        """Start from a regression of keys and values, layer after layer, on `normal` tokens."""
+        """Start from a regression of keys and values, layer after layer, on `rms_normalize` tokens."""
         self.trunk.weight.zero_()[: maps.down.shape[1]] = maps.down.T
         width = self.heads[0].out_features
         for head, up, bias in zip(self.heads, maps.up.split(width, 1), maps.bias.split(width), strict=True):

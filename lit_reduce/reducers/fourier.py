@@ -39,12 +39,12 @@ class FourierReducer(Reducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """The same mixture for every image."""
         x, grid, count = tokens.features, tokens.grid, tokens.count
-        kept_indices, owner = (part.to(x.device) for part in cells(grid, count, keep))
+        kept_indices, assignment = (part.to(x.device) for part in cells(grid, count, keep))
         weights = resample_weights(grid, count, keep, "cosine")
         if self.config.parity == "official":
             area = count / grid[0] if math.prod(grid) == count else count
             points = [bands * within for _, (_, bands), (_, within) in lattice(grid, count, keep)]
             weights = weights * (area / weights.new_tensor(points)).sqrt()[:, None]
         return Reduction(
-            kept_indices.expand(len(x), -1), features=resample(x, weights), assignment=owner.expand(len(x), -1)
+            kept_indices.expand(len(x), -1), features=resample(x, weights), assignment=assignment.expand(len(x), -1)
         )

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lit_reduce.ops.budgets import largest_remainder
 from lit_reduce.ops.modifiers import unit_length
-from lit_reduce.ops.selectors import places, share_topk
+from lit_reduce.ops.selectors import share_topk, true_indices
 from lit_reduce.ops.tiles import regions, tiling
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
@@ -69,4 +69,4 @@ class GlobalCom2(ScoringReducer):
             members = (part == number + 1).nonzero()[:, 0]
             scores[:, members] = unit_length(logits[:, members]) + unit_length(large[:, place[members]])
         chosen = share_topk(scores, part, F.pad(F.pad(shares, (1, 0), value=full), (0, 1), value=keep - real))
-        return Reduction(places(chosen, keep), scores=scores)
+        return Reduction(true_indices(chosen, keep), scores=scores)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_reduce.ops.adaptive import ragged_places
+from lit_reduce.ops.adaptive import ragged_indices
 from lit_reduce.ops.budgets import largest_remainder
-from lit_reduce.ops.selectors import places, ranks, share_topk
+from lit_reduce.ops.selectors import ranks, share_topk, true_indices
 from lit_reduce.ops.tiles import Tiling, regions, tiling
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
@@ -60,9 +60,9 @@ class HiRED(ScoringReducer):
         shares = self.shares(tokens, tiles, real - full, caps)
         chosen = share_topk(scores, part, F.pad(F.pad(shares, (1, 0), value=full), (0, 1), value=keep - real))
         if self.config.parity == "official":
-            kept_indices, valid = ragged_places(chosen, keep)
+            kept_indices, valid = ragged_indices(chosen, keep)
             return Reduction(kept_indices, valid=valid, scores=scores)
-        return Reduction(places(chosen, keep), scores=scores)
+        return Reduction(true_indices(chosen, keep), scores=scores)
 
     def shares(self, tokens: VisualTokens, tiles: Tiling, total: int, caps: list[int]) -> Tensor:
         """How many tokens each crop keeps ``[B, crops]``."""

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.budgets import cosine_decay, even_shares
-from lit_reduce.ops.selectors import places, share_topk
-from lit_reduce.ops.similarity import normal
+from lit_reduce.ops.selectors import share_topk, true_indices
+from lit_reduce.ops.similarity import rms_normalize
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -95,7 +95,7 @@ class Mod(ScoringReducer):
         """The layer's logits ``[B, N]``."""
         if not 0 <= tokens.layer < self.config.depth:
             raise UserError(f"{self.name}: no router for layer {tokens.layer}, only for 0 to {self.config.depth - 1}")
-        x = normal(tokens.features)
+        x = rms_normalize(tokens.features)
         return x @ self.routers[tokens.layer] + self.bias[tokens.layer]
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
@@ -109,7 +109,7 @@ class Mod(ScoringReducer):
         stays = share_topk(logits, part, counts)
         if not self.config.symmetric:
             weight = torch.where(stays, weight, 1)
-        return Reduction(places(stays, keep), scores=logits, weight=weight)
+        return Reduction(true_indices(stays, keep), scores=logits, weight=weight)
 
 
 def _instead(name: str, default: Any) -> Any:

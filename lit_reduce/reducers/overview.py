@@ -25,14 +25,14 @@ class Overview(Reducer):
         """The same cells for every image."""
         batch, tiles = len(tokens.features), tiling(tokens.grid, tokens.count)
         if tiles is None or keep > tiles.overview[0] * tiles.overview[1]:
-            pooled, kept_indices, owner = average_pool(tokens.features, tokens.grid, keep)
+            pooled, kept_indices, assignment = average_pool(tokens.features, tokens.grid, keep)
         else:
             own = slice(tiles.first, tiles.first + tiles.overview[0] * tiles.overview[1])
             pooled, kept_indices, cell = average_pool(tokens.features[:, own], (1, *tiles.overview), keep)
-            kept_indices, owner = kept_indices + tiles.first, torch.full((tokens.count,), -1, device=cell.device)
-            owner[own] = cell
-            owner[tiles.place >= 0] = cell[shown(tiles).to(cell.device)]
-        return Reduction(kept_indices.expand(batch, -1), features=pooled, assignment=owner.expand(batch, -1))
+            kept_indices, assignment = kept_indices + tiles.first, torch.full((tokens.count,), -1, device=cell.device)
+            assignment[own] = cell
+            assignment[tiles.place >= 0] = cell[shown(tiles).to(cell.device)]
+        return Reduction(kept_indices.expand(batch, -1), features=pooled, assignment=assignment.expand(batch, -1))
 
 
 def shown(tiles: Tiling) -> Tensor:

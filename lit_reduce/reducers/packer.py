@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lit_reduce.errors import UserError
 from lit_reduce.ops.cells import members
 from lit_reduce.ops.mergers import average_pool
-from lit_reduce.ops.similarity import normal
+from lit_reduce.ops.similarity import rms_normalize
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -73,15 +73,17 @@ class Packer(Reducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """New tokens at the centres of their regions."""
         x = tokens.features
-        pooled, kept_indices, owner = average_pool(x, tokens.grid, keep)
-        query = self.point(normal(pooled))
+        pooled, kept_indices, assignment = average_pool(x, tokens.grid, keep)
+        query = self.point(rms_normalize(pooled))
         if self.ask is not None:
             query = query + self.ask(_prompt(tokens))[:, None]
-        seen = torch.cat([normal(x), *(normal(level(tokens, name, self)) for name in self.levels)], -1)
-        read = self._attend(self.normal(query), self.key(seen), self.value(seen), *members(owner, keep))
+        seen = torch.cat(
+            [rms_normalize(x), *(rms_normalize(tower_features(tokens, name, self)) for name in self.levels)], -1
+        )
+        read = self._attend(self.normal(query), self.key(seen), self.value(seen), *members(assignment, keep))
         scale = pooled.square().mean(-1, keepdim=True).sqrt()
         made = pooled + scale * self.leave(read)
-        return Reduction(kept_indices.expand(len(x), -1), features=made, assignment=owner.expand(len(x), -1))
+        return Reduction(kept_indices.expand(len(x), -1), features=made, assignment=assignment.expand(len(x), -1))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, inside: Tensor, real: Tensor) -> Tensor:
         """What each point ``[B, K, W]`` reads of the tokens ``[B, N, W]`` that ``inside`` ``[K, M]`` names."""
@@ -95,7 +97,7 @@ class Packer(Reducer):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).view(batch, points, width)
 
 
-def level(tokens: VisualTokens, name: str, reducer: Reducer) -> Tensor:
+def tower_features(tokens: VisualTokens, name: str, reducer: Reducer) -> Tensor:
     """Features of one layer of the tower ``[B, N, Dv]``, of the width that the reducer was made for.
 
     Raises:
@@ -119,4 +121,4 @@ def _branch(size: int, width: int) -> nn.Sequential:
 def _prompt(tokens: VisualTokens) -> Tensor:
     """The mean ``[B, D]`` of the prompt's real tokens."""
     text, real = tokens.signal("text"), tokens.signal("text_mask")[..., None]
-    return normal(text).masked_fill(~real, 0).sum(1) / real.sum(1).clamp_min(1)
+    return rms_normalize(text).masked_fill(~real, 0).sum(1) / real.sum(1).clamp_min(1)

@@ -16,5 +16,5 @@ class PoolReducer(Reducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """The same cells for every image."""
         batch = len(tokens.features)
-        pooled, kept_indices, owner = average_pool(tokens.features, tokens.grid, keep)
-        return Reduction(kept_indices.expand(batch, -1), features=pooled, assignment=owner.expand(batch, -1))
+        pooled, kept_indices, assignment = average_pool(tokens.features, tokens.grid, keep)
+        return Reduction(kept_indices.expand(batch, -1), features=pooled, assignment=assignment.expand(batch, -1))

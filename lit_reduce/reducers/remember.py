@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
-from lit_reduce.ops.recall import within
-from lit_reduce.ops.similarity import normal
+from lit_reduce.ops.attention import grouped_attention
+from lit_reduce.ops.similarity import rms_normalize
 from lit_reduce.recall import RecallReducer, TokenRecall
 from lit_reduce.reducer import ReducerConfig, find, register
-from lit_reduce.reducers.packer import level
+from lit_reduce.reducers.packer import tower_features
 from lit_reduce.tokens import Reduction, VisualTokens
 
 GAIN = 20.0  # of the gates: an optimiser's steps suit weights, and a gate has further to go
@@ -84,13 +84,13 @@ class Remember(RecallReducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """The short stream, and the tower's features of every token."""
         short = self.short.reduce(tokens, keep)
-        levels = [level(tokens, name, self) for name in self.levels]
-        return replace(short, memory=torch.cat([normal(x) for x in levels], -1))
+        levels = [tower_features(tokens, name, self) for name in self.levels]
+        return replace(short, memory=torch.cat([rms_normalize(x) for x in levels], -1))
 
     def recall(self, look: TokenRecall) -> Tensor:
         """The hidden states with what they read added."""
         number = self.recalls(self.config.depth).index(look.layer)
-        added: Tensor = self.reads_again[number](look.hidden, look.memory, look.owner)
+        added: Tensor = self.reads_again[number](look.hidden, look.memory, look.assignment)
         return look.hidden + added
 
 
@@ -105,19 +105,19 @@ class Read(nn.Module):
         self.leave = nn.Linear(width, size, bias=False)
         self.gate = nn.Parameter(torch.zeros(()))
 
-    def forward(self, hidden: Tensor, memory: Tensor, owner: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, memory: Tensor, assignment: Tensor) -> Tensor:
         """What is added ``[B, K, D]``, in units of each token's size.
 
         Args:
             hidden: ``[B, K, D]``.
             memory: ``[B, N, S]``.
-            owner: ``[B, N]`` below K; -1 for none.
+            assignment: ``[B, N]`` below K; -1 for none.
         """
         query = self.query(self.norm(hidden)).unflatten(-1, (self.heads, -1))
         keys, values = self.both(memory).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        index = owner.clamp_min(0)[..., None, None].expand_as(keys)
+        index = assignment.clamp_min(0)[..., None, None].expand_as(keys)
         logits = torch.einsum("bnhd,bnhd->bnh", query.gather(1, index), keys) * keys.shape[-1] ** -0.5
-        read = within(logits + self.salience(memory), values, owner, hidden.shape[1])
+        read = grouped_attention(logits + self.salience(memory), values, assignment, hidden.shape[1])
         scale = hidden.square().mean(-1, keepdim=True).sqrt()
         out: Tensor = torch.tanh(GAIN * self.gate) * scale * self.leave(read.flatten(2))
         return out

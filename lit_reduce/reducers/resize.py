@@ -17,6 +17,6 @@ class ResizeReducer(Reducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """The same mixture for every image."""
         x = tokens.features
-        kept_indices, owner = (part.to(x.device) for part in cells(tokens.grid, tokens.count, keep))
+        kept_indices, assignment = (part.to(x.device) for part in cells(tokens.grid, tokens.count, keep))
         made = resample(x, resample_weights(tokens.grid, tokens.count, keep, "tent"))
-        return Reduction(kept_indices.expand(len(x), -1), features=made, assignment=owner.expand(len(x), -1))
+        return Reduction(kept_indices.expand(len(x), -1), features=made, assignment=assignment.expand(len(x), -1))

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lit_reduce.ops.clusters import distinctive
-from lit_reduce.ops.mergers import assignment, merge_mean
-from lit_reduce.ops.selectors import places
+from lit_reduce.ops.clusters import distinctive_tokens
+from lit_reduce.ops.mergers import merge_mean, to_assignment
+from lit_reduce.ops.selectors import true_indices
 from lit_reduce.ops.similarity import gather_tokens
 from lit_reduce.reducer import register
 from lit_reduce.reducers.on_top import OnTop, OnTopConfig
@@ -46,10 +46,10 @@ class Restore(OnTop):
         if below is not None:
             valid = torch.ones_like(below.kept_indices) if below.valid is None else below.valid.long()
             kept = torch.zeros_like(kept, dtype=torch.long).scatter_add(1, below.kept_indices, valid) > 0
-        peaks, owner = distinctive(x, ~kept, keep - kept.sum(-1))
+        peaks, assignment = distinctive_tokens(x, ~kept, keep - kept.sum(-1))
         here = torch.arange(count, device=x.device)
-        kept_indices = places(kept | peaks, keep)
-        taken = assignment(kept_indices, torch.where(kept, here, owner))
+        kept_indices = true_indices(kept | peaks, keep)
+        taken = to_assignment(kept_indices, torch.where(kept, here, assignment))
         made, size = merge_mean(x, taken, keep)
         made = torch.where(kept.gather(1, kept_indices)[..., None], gather_tokens(x, kept_indices), made)
         return Reduction(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.matching import bipartite
-from lit_reduce.ops.mergers import assignment, merge_mean
+from lit_reduce.ops.mergers import merge_mean, to_assignment
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -66,9 +66,9 @@ class ToMe(Reducer):
             metric = metric.unflatten(-1, (self.config.heads, -1)).mean(-2)
         into = bipartite(metric, tokens.count - keep, self.penalty(tokens))
         kept_indices = _stay(into, keep)
-        owner = assignment(kept_indices, into)
-        features, sizes = merge_mean(tokens.features, owner, keep, size)
-        return Reduction(kept_indices, features=features, assignment=owner, size=sizes)
+        assignment = to_assignment(kept_indices, into)
+        features, sizes = merge_mean(tokens.features, assignment, keep, size)
+        return Reduction(kept_indices, features=features, assignment=assignment, size=sizes)
 
     def penalty(self, tokens: VisualTokens) -> Tensor | None:  # noqa: ARG002  (Turbo reads them)
         """What speaks against merging a token ``[B, N]``, or None."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lit_reduce.ops.similarity import exact
+from lit_reduce.ops.similarity import to_float32
 from lit_reduce.reducer import register
 from lit_reduce.reducers.tome import ToMe, ToMeConfig
 from lit_reduce.tokens import VisualTokens
@@ -33,4 +33,4 @@ class Turbo(ToMe):
     def penalty(self, tokens: VisualTokens) -> Tensor:
         """Taken off the similarity ``[B, N]``."""
         weight: float = 30 * self.config.alpha
-        return weight * exact(tokens.signal("cls"))
+        return weight * to_float32(tokens.signal("cls"))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from lit_reduce.ops.budgets import falling
+from lit_reduce.ops.budgets import geometric_schedule
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.reducers.visionzip import dominant_and_contextual
 from lit_reduce.tokens import Reduction, VisualTokens
@@ -33,7 +33,7 @@ class VisionDrop(Reducer):
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
         """Three stages."""
-        return falling([float(share) for share in self.config.layers.split(",")], depth, tokens, keep)
+        return geometric_schedule([float(share) for share in self.config.layers.split(",")], depth, tokens, keep)
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """See `dominant_and_contextual`."""

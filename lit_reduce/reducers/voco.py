@@ -91,9 +91,11 @@ class VoCo(Reducer):
         if not self.config.pooled:
             kept_indices = torch.arange(tokens.count - keep, tokens.count, device=x.device)
             return Reduction(kept_indices.expand(len(x), -1), features=made)
-        means, kept_indices, owner = average_pool(x, tokens.grid, keep)
+        means, kept_indices, assignment = average_pool(x, tokens.grid, keep)
         return Reduction(
-            kept_indices.expand(len(x), -1), features=means.to(made.dtype) + made, assignment=owner.expand(len(x), -1)
+            kept_indices.expand(len(x), -1),
+            features=means.to(made.dtype) + made,
+            assignment=assignment.expand(len(x), -1),
         )
 
     def update(self, layer: int, part: str, x: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def test_from_questions_to_a_plug_in_that_predicts(
     ]  # fmt: skip
     reducer, config = load_plugin(out / "plugin")
     assert (config.reducer, config.budgets, config.positions) == ("covipal", [4, 12], "keep")
-    assert config.options == {"hidden_size": 32, "width": 16, "heads": 2, "layers": 1, "rest": 0}
+    assert config.options == {"hidden_size": 32, "width": 16, "heads": 2, "layers": 1, "summary": 0}
     assert set(config.metrics["accuracy"]) == {"all", "9", "4"}
     # What is exported is the moving average of the last step, to the bit.
     saved = torch.load(out / "last.ckpt", weights_only=True)
@@ -99,7 +99,7 @@ def test_training_begins_with_the_weights_of_a_plug_in(
     start, fresh = saved(chosen, tmp_path, width=16), initial_reducer(replace(chosen, seed=5), load_tiny(chosen))
     seen: list[Any] = []
     monkeypatch.setattr("lit_reduce.distill.train.fit", lambda *given: seen.append(given[2]) or 1 / 0)
-    options = chosen.reducer.options | {"rest": 2}
+    options = chosen.reducer.options | {"summary": 2}
     with pytest.raises(ZeroDivisionError):
         train(replace(chosen, start=start, reducer=ReducerSettings("covipal", options)))
     begun, weights = seen[0].state_dict(), load_plugin(start)[0].state_dict()
@@ -110,7 +110,7 @@ def test_training_begins_with_the_weights_of_a_plug_in(
 
 def test_weights_that_are_not_named_stay(chosen: TrainSettings, tmp_path: Path) -> None:
     start = saved(chosen, tmp_path, width=16)
-    options = chosen.reducer.options | {"rest": 2}
+    options = chosen.reducer.options | {"summary": 2}
     again = replace(
         chosen, start=start, only=["rest"], guide_steps=0, table_budgets=[], budgets=[12, 12],
         reducer=ReducerSettings("covipal", options),
@@ -209,7 +209,7 @@ BAD: dict[str, tuple[Callable[[TrainSettings, Path], Any], str]] = {
         lambda s, p: replace(s, start=saved(s, p, "packer", width=16)), "is of packer, but covipal is to be trained",
     ),
     "a start of another width": (lambda s, p: replace(s, start=saved(s, p, width=8)), "give its options"),
-    "a start with more": (lambda s, p: replace(s, start=saved(s, p, width=16, rest=2)), "rest [2, 32] where there is"),
+    "a start with more": (lambda s, p: replace(s, start=saved(s, p, width=16, summary=2)), "rest [2, 32] where there is"),
     "nothing that trains": (lambda s, _: replace(s, only=[]), "has no weights ''"),
     "weights that are not there": (lambda s, _: replace(s, only=["rest"]), "has no weights 'rest' with these options"),
     "a damaged checkpoint": (lambda s, p: checkpoint(s, p, b"half"), "damaged"),

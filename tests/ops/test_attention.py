@@ -2,8 +2,8 @@
 
 import torch
 
-from lit_reduce.ops.recall import joined, read, within
-from lit_reduce.ops.similarity import normal
+from lit_reduce.ops.attention import attend, grouped_attention, join_softmax
+from lit_reduce.ops.similarity import rms_normalize
 
 
 def draw(*shape: int) -> torch.Tensor:
@@ -17,10 +17,10 @@ def test_two_sets_of_keys_are_joined_as_if_there_were_one_softmax() -> None:
     seen = draw(batch, rows, many) > 0
     seen[1, 2] = False  # a query that sees no further key
     whole = torch.ones(batch, rows, own, dtype=torch.bool)
-    answer, mass = read(q, k, v, whole, 0.3)
-    more, more_mass = read(q, more_k, more_v, seen, 0.3)
+    answer, mass = attend(q, k, v, whole, 0.3)
+    more, more_mass = attend(q, more_k, more_v, seen, 0.3)
     for gate in (0.0, 0.4, 1.0):
-        found = joined(answer, mass, more, more_mass, torch.tensor(gate, dtype=torch.float64))
+        found = join_softmax(answer, mass, more, more_mass, torch.tensor(gate, dtype=torch.float64))
         for b in range(batch):
             for h in range(heads):
                 g = h // (heads // groups)
@@ -30,26 +30,26 @@ def test_two_sets_of_keys_are_joined_as_if_there_were_one_softmax() -> None:
                     values = torch.cat([v[b, g], more_v[b, g][seen[b, r]]])
                     joint = (keys @ q[b, h, r] * 0.3).softmax(0) @ values
                     torch.testing.assert_close(found[b, r, h], (1 - gate) * base + gate * joint)
-    assert torch.equal(joined(answer, mass, more, more_mass, torch.tensor(0.0)), answer)
+    assert torch.equal(join_softmax(answer, mass, more, more_mass, torch.tensor(0.0)), answer)
 
 
 def test_a_query_that_sees_nothing_has_gradients() -> None:
     q, k = draw(1, 2, 1, 3).requires_grad_(), draw(1, 2, 4, 3).requires_grad_()
-    answer, mass = read(q, k, k, torch.ones(1, 1, 4, dtype=torch.bool), 1.0)
-    more, more_mass = read(q, k, k, torch.zeros(1, 1, 4, dtype=torch.bool), 1.0)
+    answer, mass = attend(q, k, k, torch.ones(1, 1, 4, dtype=torch.bool), 1.0)
+    more, more_mass = attend(q, k, k, torch.zeros(1, 1, 4, dtype=torch.bool), 1.0)
     gate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    joined(answer, mass, more, more_mass, gate).sum().backward()
+    join_softmax(answer, mass, more, more_mass, gate).sum().backward()
     assert all(bool(x.grad.isfinite().all()) for x in (q, k, gate))
     assert float(gate.grad) == 0
 
 
 def test_softmax_within_groups() -> None:
-    owner = torch.tensor([[0, 0, 2, 2, 2, -1], [1, 1, 1, 0, -1, 2]])
+    assignment = torch.tensor([[0, 0, 2, 2, 2, -1], [1, 1, 1, 0, -1, 2]])
     logits, values = 5 * draw(2, 6, 3), draw(2, 6, 3, 4)
-    found = within(logits, values, owner, 4)
+    found = grouped_attention(logits, values, assignment, 4)
     for b in range(2):
         for k in range(4):
-            mine = owner[b] == k
+            mine = assignment[b] == k
             for h in range(3):
                 wanted = logits[b, mine, h].softmax(0) @ values[b, mine, h]
                 torch.testing.assert_close(found[b, k, h], wanted)
@@ -58,4 +58,4 @@ def test_softmax_within_groups() -> None:
 
 def test_normal_tokens_have_size_one() -> None:
     x = draw(3, 8) * torch.tensor([[1e-2], [1.0], [50.0]])
-    torch.testing.assert_close(normal(x).square().mean(-1), torch.ones(3, dtype=x.dtype), atol=0.02, rtol=0)
+    torch.testing.assert_close(rms_normalize(x).square().mean(-1), torch.ones(3, dtype=x.dtype), atol=0.02, rtol=0)

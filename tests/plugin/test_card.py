@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from lit_reduce.card import metrics_table, model_card, short_id
+from lit_reduce.plugin.card import metrics_table, model_card, short_id
 
 CONFIG = {
     "reducer": "covipal",
