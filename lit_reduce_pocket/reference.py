@@ -19,7 +19,7 @@ def _root(name: str) -> Path:
 def _folder(name: str) -> Path:
     folder = _root(name)
     if not (folder / "config.json").is_file():
-        raise UserError(f"the weights of '{name}' are not here: run from a checkout, which holds checkpoints/{name}")
+        raise UserError(f"'{name}' is not installed: run from a checkout, which holds it in checkpoints/{name}")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""A learning rate for a reducer: raised step by step on a copy, until the loss no longer bears it."""
+"""Learning rate finder: trains a copy of the reducer at rising rates, and suggests where the loss falls fastest."""
 
 import copy
 import math
@@ -22,13 +22,13 @@ SMOOTH, WORSE = 0.8, 4.0  # share of the past in the smoothed loss; a sweep ends
 
 @dataclass
 class LearningRateFinder:
-    """What was seen.
+    """The result of a sweep.
 
     Attributes:
         rates: Learning rate of each step.
-        losses: The loss that the step began with.
+        losses: Loss before each step.
         smooth: The same as a moving average.
-        best: Where the smoothed loss fell fastest; None when it never fell.
+        best: The rate at which the smoothed loss falls fastest; None when it never falls.
     """
 
     rates: list[float]
