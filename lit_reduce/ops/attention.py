@@ -1,26 +1,26 @@
-"""Attention to keys beside a layer's own: read by themselves, then join_softmax as if there had been one softmax."""
+"""Attention over separate sets of keys, and attention within groups of tokens."""
 
 import torch
 from torch import Tensor
 
 from lit_reduce.ops.similarity import to_float32
 
-HIDDEN = -1e30  # logit of a key that is not seen: finite, so that a query without any key has gradients
+HIDDEN = -1e30  # logit of a hidden key: finite, so that a query without any visible key has gradients
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """What queries read of some keys.
+    """Scaled dot-product attention that also returns the log-sum-exp of the logits.
 
     Args:
         queries: ``[B, H, R, d]``.
-        keys: ``[B, G, M, d]`` of G groups of heads.
+        keys: ``[B, G, M, d]`` for G groups of heads (grouped-query attention).
         values: ``[B, G, M, d]``.
-        seen: ``[B, R, M]``, which keys each query sees.
+        seen: ``[B, R, M]`` bool, true where a query may attend to a key.
         scaling: Factor on dot products.
 
     Returns:
-        ``[B, R, H, d]`` and the log-sum-exp of the logits ``[B, H, R]``; both mean nothing where no key is seen, and
-        then the latter is about `HIDDEN`.
+        Output ``[B, R, H, d]`` and log-sum-exp ``[B, H, R]``. For a query without any visible key the output is
+        undefined and the log-sum-exp is about `HIDDEN`.
     """
     batch, heads, rows, width = queries.shape
     groups, many = keys.shape[1:3]
@@ -33,30 +33,32 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scaling:
 
 
 def join_softmax(answer: Tensor, mass: Tensor, more: Tensor, more_mass: Tensor, gate: Tensor) -> Tensor:
-    """``lerp(answer, one softmax over both sets of keys, gate)``; a gate of 0 leaves ``answer`` as it is, to the bit.
+    """Merge two attention outputs: ``lerp(answer, softmax over both key sets, gate)``.
+
+    With a gate of 0 the result equals ``answer`` to the bit.
 
     Args:
-        answer: ``[B, R, H, d]``, what was read of the first keys.
-        mass: ``[B, H, R]``, their log-sum-exp.
-        more: As ``answer``, of the others.
-        more_mass: As ``mass``.
-        gate: A number.
+        answer: ``[B, R, H, d]``, attention output over the first set of keys.
+        mass: ``[B, H, R]``, its log-sum-exp.
+        more: ``[B, R, H, d]``, attention output over the second set.
+        more_mass: ``[B, H, R]``, its log-sum-exp.
+        gate: Scalar tensor.
     """
     share = torch.sigmoid(more_mass - mass).transpose(1, 2)[..., None]
     return answer + gate * share * (more - answer)
 
 
 def grouped_attention(logits: Tensor, values: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """Softmax of tokens within the group that each belongs to, and the groups' means of values by it.
+    """Softmax over the tokens of each group, and the weighted mean of their values.
 
     Args:
         logits: ``[B, N, H]``.
         values: ``[B, N, H, d]``.
-        assignment: ``[B, N]`` below ``k``; -1 for none.
-        k: Groups.
+        assignment: ``[B, N]``, the group of each token, below ``k``; -1 for none.
+        k: Number of groups.
 
     Returns:
-        ``[B, k, H, d]``; zero for groups without members.
+        ``[B, k, H, d]``; zero for groups without tokens.
     """
     batch, _, heads = logits.shape
     index = assignment.clamp_min(0)[..., None].expand_as(logits)

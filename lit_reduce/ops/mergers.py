@@ -1,4 +1,4 @@
-"""Mergers: how N tokens become K new ones."""
+"""Mergers: make K new tokens from N."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from lit_reduce.ops.similarity import cosine, gather_tokens, to_float32
 
 
 def average_pool(features: Tensor, grid: tuple[int, int, int], k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean of each of exactly ``k`` even cells of the grid, see `cells`.
+    """Average pooling over exactly ``k`` even cells of the grid, see `cells`.
 
     Args:
         features: ``[B, N, D]``.
@@ -16,8 +16,8 @@ def average_pool(features: Tensor, grid: tuple[int, int, int], k: int) -> tuple[
         k: Between 1 and N.
 
     Returns:
-        Means ``[B, k, D]`` in the dtype of the features, the token at each cell's centre ``[k]``, and the cell of
-        each token ``[N]``.
+        Means ``[B, k, D]`` in the dtype of the features, the index of the token at each cell's centre ``[k]``, and the
+        cell of each token ``[N]``.
     """
     batch, count, width = features.shape
     kept_indices, assignment = (part.to(features.device) for part in cells(grid, count, k))
@@ -28,7 +28,9 @@ def average_pool(features: Tensor, grid: tuple[int, int, int], k: int) -> tuple[
 
 
 def nearest(metric: Tensor, kept_indices: Tensor) -> Tensor:
-    """Which anchor each token is most similar to, by cosine; an anchor goes to itself, ties to the lower one.
+    """Assignment of each token to the most similar kept token, by cosine.
+
+    A kept token is assigned to itself; of equally similar ones the lower index wins.
 
     Args:
         metric: ``[B, N, D]``.
@@ -44,11 +46,12 @@ def nearest(metric: Tensor, kept_indices: Tensor) -> Tensor:
 
 
 def to_assignment(kept_indices: Tensor, target: Tensor) -> Tensor:
-    """Which of K tokens each original one went into, from the token that took it.
+    """Convert the token that each token is merged into to its number among the K kept tokens.
 
     Args:
         kept_indices: ``[B, K]``.
-        target: ``[B, N]``, for each token the anchor that it went into, itself for anchors; -1 for none.
+        target: ``[B, N]``, index of the kept token that each token is merged into; a kept token's own index, -1 for
+            none.
 
     Returns:
         ``[B, N]`` int64 below K, -1 for none.
@@ -61,13 +64,15 @@ def to_assignment(kept_indices: Tensor, target: Tensor) -> Tensor:
 
 
 def merge_mean(features: Tensor, assignment: Tensor, k: int, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weighted mean of the tokens that share an assignment: with sizes as weights, ToMe's merge (arXiv 2210.09461).
+    """Weighted mean of the tokens that are assigned to each of ``k`` new tokens.
+
+    With token sizes as weights this is the merge of ToMe (arXiv 2210.09461).
 
     Args:
         features: ``[B, N, D]``.
         assignment: ``[B, N]`` below ``k``, -1 for tokens that are dropped.
-        k: New tokens.
-        weight: ``[B, N]``, ones when None.
+        k: Number of new tokens.
+        weight: ``[B, N]``; None for ones.
 
     Returns:
         Means ``[B, k, D]`` in the dtype of the features, and the summed weights ``[B, k]``.
@@ -79,10 +84,9 @@ def merge_mean(features: Tensor, assignment: Tensor, k: int, weight: Tensor | No
 
 
 def merge_sum(features: Tensor, assignment: Tensor, kept_indices: Tensor) -> Tensor:
-    """Each anchor plus the mean of the other tokens it owns: VisionZip's contextual tokens (arXiv 2412.04467).
+    """Each kept token plus the mean of the other tokens assigned to it.
 
-    The sum of two vectors, up to twice as long as a token, is what the official code does; `merge_mean` keeps the
-    length.
+    The result is up to twice as long as a token; `merge_mean` keeps the length.
 
     Args:
         features: ``[B, N, D]``.
@@ -91,6 +95,8 @@ def merge_sum(features: Tensor, assignment: Tensor, kept_indices: Tensor) -> Ten
 
     Returns:
         ``[B, K, D]``.
+
+    Source: contextual tokens in the official code of VisionZip, arXiv 2412.04467.
     """
     others = assignment.scatter(1, kept_indices, -1)
     mean, _ = merge_mean(features, others, kept_indices.shape[1])
@@ -100,19 +106,21 @@ def merge_sum(features: Tensor, assignment: Tensor, kept_indices: Tensor) -> Ten
 def merge_attention(
     features: Tensor, metric: Tensor, attention: Tensor, kept_indices: Tensor, neighbours: int
 ) -> Tensor:
-    """Each anchor plus its nearest other tokens times their attention: LLaVA-PruMerge (arXiv 2403.15388).
+    """Each kept token plus the attention-weighted sum of its nearest other tokens.
 
-    Nothing is normalised; neighbours may be anchors themselves and serve several.
+    The weights are not normalised. Neighbours may themselves be kept tokens and may serve several of them.
 
     Args:
         features: ``[B, N, D]``.
-        metric: ``[B, N, Dk]`` that cosines are taken of.
+        metric: ``[B, N, Dk]``, compared by cosine.
         attention: ``[B, N]``.
         kept_indices: ``[B, K]``.
-        neighbours: The paper's is 32.
+        neighbours: Number of neighbours; 32 in the paper.
 
     Returns:
         ``[B, K, D]``.
+
+    Source: LLaVA-PruMerge, arXiv 2403.15388.
     """
     similarity = cosine(gather_tokens(metric, kept_indices), metric).scatter(2, kept_indices[..., None], -torch.inf)
     near = similarity.sort(dim=-1, descending=True, stable=True).indices[..., : min(neighbours, metric.shape[1] - 1)]
@@ -121,7 +129,7 @@ def merge_attention(
 
 
 def windows(grid: tuple[int, int, int], size: int) -> Tensor:
-    """Which square window each token of the grid lies in ``[N]``, in raster order; -1 beyond the last whole one."""
+    """Number of the square window that each token of the grid lies in ``[N]``; -1 outside the last whole window."""
     frames, rows, columns = grid
     down, across = rows // size, columns // size
     row, column = torch.arange(rows) // size, torch.arange(columns) // size
@@ -131,14 +139,15 @@ def windows(grid: tuple[int, int, int], size: int) -> Tensor:
 
 
 def mean_pairwise_cosine(features: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """Mean cosine of the pairs of tokens in each of ``k`` groups ``[B, k]``; a single token agrees fully.
+    """Mean cosine over the pairs of tokens in each of ``k`` groups ``[B, k]``; 1 for a group of one token.
 
-    By the identity ``|sum of units|^2 = n + sum over pairs``; MustDrop (arXiv 2411.10803) merges windows above 0.8.
+    Computed by the identity ``|sum of unit vectors|^2 = n + sum over pairs``. MustDrop (arXiv 2411.10803) merges
+    windows above 0.8.
 
     Args:
         features: ``[B, N, D]``.
-        assignment: ``[B, N]`` or ``[N]`` below ``k``, -1 for none.
-        k: Groups.
+        assignment: ``[B, N]`` or ``[N]``, the group of each token, below ``k``; -1 for none.
+        k: Number of groups.
     """
     units = torch.nn.functional.normalize(to_float32(features), dim=-1)
     share = _shares(features, assignment.expand(len(features), -1), k)

@@ -1,4 +1,4 @@
-"""The model card that goes with a plug-in, made from its config alone."""
+"""The model card of a plug-in, generated from its config."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,14 +20,14 @@ with attach(model, "PATH_OR_HUB_ID", keep={keep}):
 def model_card(
     config: Mapping[str, Any], paper: str, parameters: int, extra: Mapping[str, Any], unit: str = "image"
 ) -> str:
-    """Markdown with the YAML header that the hub reads.
+    """Generate the model card: Markdown with the YAML header that the hub reads.
 
     Args:
         config: ``PluginConfig`` as a dict.
         paper: Source of the method.
-        parameters: Weights of the reducer.
+        parameters: Number of weights of the reducer.
         extra: More header entries, and ``notes``, text for the body.
-        unit: What a budget is for: an image, or a tile of one.
+        unit: What a budget applies to: an image, or a tile of an image.
     """
     from huggingface_hub import ModelCardData
 
@@ -69,11 +69,11 @@ def model_card(
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """One row per budget and one column per metric; single values as a list below.
+    """Markdown table with a row per budget and a column per metric; single values follow as a list.
 
     Args:
-        metrics: ``{column: {budget: value}}`` and ``{name: value}``. A value of three numbers is an estimate and
-            its interval.
+        metrics: ``{column: {budget: value}}`` and ``{name: value}``. A value of three numbers is an estimate and its
+            interval.
     """
     columns = {
         key: {str(budget): value for budget, value in column.items()}
@@ -96,14 +96,14 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
 
 
 def short_id(backbone: str) -> str:
-    """A hub id or a name as it is; of a path only its last part, which means something on another machine."""
+    """A hub id or name unchanged; of a local path only its last part."""
     path = Path(backbone)
     local = path.is_absolute() or len(path.parts) > 2 or backbone.startswith(".") or path.is_dir()
     return path.name if local else backbone
 
 
 def _usual(budgets: Sequence[int]) -> int:
-    """A budget for the example: 64, or the nearest that was trained."""
+    """Budget for the example: 64, or the nearest one that was trained."""
     return min(max(64, min(budgets)), max(budgets)) if budgets else 64
 
 

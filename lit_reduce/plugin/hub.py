@@ -1,4 +1,4 @@
-"""Fetching a plug-in from the hub and putting one there. The address is the hub's, or that of ``HF_ENDPOINT``."""
+"""Download plug-ins from the hub and upload them. The server is the hub's, or ``HF_ENDPOINT``."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,10 @@ from lit_reduce.files import PathLike
 
 
 def download(repo_id: str, files: Sequence[str], revision: str | None, local_files_only: bool) -> Path:
-    """Fetch these files, all of one commit, into the hub's cache and return their folder.
+    """Download files, all of one commit, into the cache of the hub client and return their folder.
 
     Raises:
-        UserError: no such repository, revision or connection.
+        UserError: No such repository or revision, or no connection.
     """
     from huggingface_hub import snapshot_download
 
@@ -32,10 +32,10 @@ def download(repo_id: str, files: Sequence[str], revision: str | None, local_fil
 def upload(
     folder: PathLike, repo_id: str, files: Sequence[str], private: bool, revision: str | None, message: str
 ) -> str:
-    """Commit these files of a folder to a repository, made if need be, and return the address of the commit.
+    """Commit files of a folder to a repository, which is created if needed, and return the URL of the commit.
 
     Raises:
-        UserError: the hub says no, or cannot be reached.
+        UserError: The hub refuses or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -50,15 +50,15 @@ def upload(
 
 
 def _endpoint() -> str | None:
-    """Read at call time: the hub's client reads it once, at import."""
+    """The server, read at call time: the hub client reads it once, at import."""
     return os.environ.get("HF_ENDPOINT") or None
 
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Turn whatever the client raises into one sentence.
+    """Turn any exception of the client into a `UserError` of one sentence.
 
-    Everything is caught, because its errors come from several libraries that differ between versions of the client.
+    Everything is caught, because the exceptions come from several libraries that differ between versions of the client.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""CATP, first stage: cover the picture and follow the words that belong to it."""
+"""CATP, first stage: coverage of the image plus relevance to the prompt."""
 
 from dataclasses import dataclass, field
 
@@ -17,10 +17,11 @@ class CATPConfig(ReducerConfig):
 
 @register
 class CATP(Reducer):
-    """Facility location on ``(cosine + 1) / 2`` plus 0.7 times that of each token with the mean word, projected space.
+    """Facility location on ``(cosine + 1) / 2`` of projected tokens, plus 0.7 times that with the mean prompt token.
 
-    The paper keeps ``S (1 - R / 2)`` tokens so and drops as many more inside the language model, over all pictures of a
-    prompt at once; that stage is not part of it. The words are the whole prompt, not the picture's own: our reading.
+    The paper keeps ``S (1 - R / 2)`` tokens this way and drops as many more inside the language model, over all images
+    of a prompt together; that second stage is not included. The whole prompt serves as the text of each image (our
+    reading).
     """
 
     name = "catp"
@@ -29,7 +30,7 @@ class CATP(Reducer):
     config_class = CATPConfig
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Greedy, image by image."""
+        """Greedy selection per image."""
         mask = tokens.signal("text_mask").bool()[..., None]
         words = to_float32(tokens.signal("text")).masked_fill(~mask, 0).sum(1, keepdim=True)
         mean = words / mask.sum(1, keepdim=True).clamp_min(1)

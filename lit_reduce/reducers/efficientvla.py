@@ -1,4 +1,4 @@
-"""EfficientVLA's token selector: key tokens of the task, more of them, and some that differ from the key ones."""
+"""EfficientVLA's token selector: task-relevant tokens, and diverse ones beside them."""
 
 from dataclasses import dataclass, field
 
@@ -21,9 +21,10 @@ class EfficientVLAConfig(ReducerConfig):
 
 @register
 class EfficientVLA(Reducer):
-    """Of K tokens: the key ones by the words' attention, ``floor(alpha (K - key))`` next by it, the rest by difference.
+    """Selects ``key + floor(alpha (K - key))`` tokens by attention of the text and the others by diversity.
 
-    Difference is one less the largest cosine to a key token. Skipping layers and caching actions are not part of it.
+    Diversity is one minus the largest cosine to a key token. Layer skipping and action caching of the paper are not
+    included.
     """
 
     name = "efficientvla"
@@ -37,7 +38,7 @@ class EfficientVLA(Reducer):
         return {min(depth - 1, max(1, round(self.config.layer * depth))): keep}
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Attention is summed over words."""
+        """Attention is summed over text tokens."""
         rows = tokens.signal("text_rows").float()
         scores = rows.masked_fill(~tokens.signal("text_mask").bool()[..., None], 0).sum(1)
         key = max(1, min(self.config.key, keep))

@@ -1,4 +1,4 @@
-"""FastV: what the last word of the prompt looks at in an early layer is what the later layers get."""
+"""FastV: prune in an early decoder layer by the attention of the prompt's last token."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from lit_reduce.tokens import VisualTokens
 
 @dataclass
 class FastVConfig(ReducerConfig):
-    """Where FastV acts."""
+    """Layer at which FastV prunes."""
 
     layer: float = field(
         default=2,
@@ -21,9 +21,9 @@ class FastVConfig(ReducerConfig):
 
 @register
 class FastV(ScoringReducer):
-    """Scores a token by the attention that the prompt's last token pays it in the layer before, mean over heads.
+    """Scores a token by the attention of the prompt's last token in the previous layer, mean over heads.
 
-    From its layer on ``keep`` tokens of each image stay, with their original positions; the layers before see all.
+    From its layer on ``keep`` tokens of each image remain, at their original positions; earlier layers process all.
 
     Source: FastV, arXiv 2403.06764 (K is ``layer``, 2 by default; N(1 - R) is ``keep``).
     """
@@ -45,5 +45,5 @@ class FastV(ScoringReducer):
         return {int(layer) if layer >= 1 else max(1, round(layer * depth)): keep}
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """The attention row ``[B, N]``."""
+        """Attention row of the prompt's last token ``[B, N]``."""
         return tokens.signal("last").float()

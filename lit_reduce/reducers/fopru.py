@@ -1,4 +1,4 @@
-"""FoPru: focal pruning by the attention that tokens receive in the tower."""
+"""FoPru: prune by the attention that tokens receive in the vision tower."""
 
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ class FoPruConfig(ReducerConfig):
 
 @register
 class FoPru(ScoringReducer):
-    """Rank or row strategy on the received attention; what rows do with a broken last row is our reading."""
+    """Rank or row strategy on received attention; that the last row may be incomplete is our reading."""
 
     name = "fopru"
     signals = frozenset({"received"})
@@ -32,7 +32,7 @@ class FoPru(ScoringReducer):
         return tokens.signal("received").float()
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Rows need a count that the grid's columns divide; other inputs go by rank."""
+        """The row strategy needs a token count that the columns divide; other inputs use the rank strategy."""
         columns = tokens.grid[2]
         if self.config.strategy == "rank" or tokens.count % columns:
             return super().reduce(tokens, keep)

@@ -1,4 +1,4 @@
-"""Fourier-VLM: only the low frequencies of the token grid stay."""
+"""Fourier-VLM: low-pass filter of the token grid."""
 
 import math
 from dataclasses import dataclass, field
@@ -24,11 +24,11 @@ class FourierConfig(ReducerConfig):
 
 @register
 class FourierReducer(Reducer):
-    """Truncated two-dimensional cosine transform, read at K even points.
+    """Truncated two-dimensional discrete cosine transform, evaluated at K even points.
 
-    The paper does this before the projector and trains with it; after the projector, frozen, is our reading. A constant
-    picture comes out of the official code ``sqrt(N / K)`` times as long, which training absorbs and a frozen model does
-    not; by default it keeps its length.
+    The paper applies it before the projector and trains with it; applying it after the projector, frozen, is our
+    reading. The official code scales a constant image by ``sqrt(N / K)``, which training absorbs but a frozen model
+    does not; by default the length is kept.
     """
 
     name = "fourier"
@@ -37,7 +37,7 @@ class FourierReducer(Reducer):
     config_class = FourierConfig
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """The same mixture for every image."""
+        """The same linear combination for every image."""
         x, grid, count = tokens.features, tokens.grid, tokens.count
         kept_indices, assignment = (part.to(x.device) for part in cells(grid, count, keep))
         weights = resample_weights(grid, count, keep, "cosine")

@@ -1,4 +1,4 @@
-"""GlobalCom2: the overview says how much of each crop stays, and helps to say what."""
+"""GlobalCom2: the overview of a tiled image allocates the budget of its crops and contributes to their scores."""
 
 from dataclasses import dataclass, field
 
@@ -26,13 +26,13 @@ class GlobalCom2Config(ReducerConfig):
 
 @register
 class GlobalCom2(ScoringReducer):
-    """The overview keeps the budget's ratio r, crop i ``r (1 + p_i - mean p)`` with p the softmax of its importance.
+    """The overview keeps the ratio r of the budget; crop i keeps ``r (1 + p_i - mean p)``, p a softmax of importance.
 
-    A crop's importance is the sum of the overview's scores in its place; a crop's tokens go by their own scores plus
-    the overview's, enlarged, each of unit length in the crop. Scores are CLS logits of the last tower layer; from the
-    signal, which holds probabilities averaged over heads, we take logarithms relative to uniform attention (our
-    reading). Shares are rounded so that exactly K stay. A picture in one piece is plain top-k. Newline tokens are the
-    last to stay; the official code keeps all of them, beside the budget.
+    The importance of a crop is the sum of the overview's scores in its region. The tokens of a crop are scored by their
+    own scores plus the upsampled scores of the overview, each normalised to unit length within the crop. Scores are CLS
+    logits of the last tower layer; the signal holds probabilities averaged over heads, so logarithms relative to
+    uniform attention are used (our reading). Shares are rounded so that exactly K tokens remain. An image without tiles
+    is plain top-k. Newline tokens are kept last; the official code keeps all of them, beside the budget.
     """
 
     name = "globalcom2"
@@ -41,12 +41,12 @@ class GlobalCom2(ScoringReducer):
     config_class = GlobalCom2Config
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """Logits ``[B, N]``, 0 for a token that gets the mean attention."""
+        """Logits ``[B, N]``, 0 for a token with mean attention."""
         attention = tokens.signal("cls@-1").float()
         return (attention / attention.mean(-1, keepdim=True).clamp_min(1e-12)).clamp_min(1e-6).log()
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Overview and crops each keep the best of their own."""
+        """Top-k within the overview and within each crop."""
         tiles = tiling(tokens.grid, tokens.count, self.config.overview)
         if tiles is None:
             return super().reduce(tokens, keep)

@@ -1,4 +1,4 @@
-"""HiRED: one budget for all tiles, shared by what the overview attends to."""
+"""HiRED: distribute one budget over all tiles by the attention in the overview."""
 
 from dataclasses import dataclass, field
 
@@ -33,10 +33,11 @@ class HiREDConfig(ReducerConfig):
 
 @register
 class HiRED(ScoringReducer):
-    """Half the budget for the overview; the crops share the rest as they share its most attended tokens.
+    """Half of the budget goes to the overview; crops share the rest by the top overview tokens they contain.
 
-    Shares count the overview's top ``1 - alpha`` by the CLS attention of the first layer; tokens go by that of the
-    layer that the features come from. A picture in one piece is plain top-k. Newline tokens are the last to stay.
+    The shares count the top ``1 - alpha`` of the overview by the CLS attention of the first tower layer; tokens are
+    selected by that of the layer whose output the projector gets. An image without tiles is plain top-k. Newline tokens
+    are kept last.
     """
 
     name = "hired"
@@ -45,11 +46,11 @@ class HiRED(ScoringReducer):
     config_class = HiREDConfig
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """The CLS row of the deep layer ``[B, N]``."""
+        """CLS attention of the deep layer ``[B, N]``."""
         return tokens.signal("cls").float()
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """With ``parity="official"`` a few tokens fewer may stay: one or two less than there are crops."""
+        """With ``parity="official"`` rounding may lose a few tokens, fewer than there are crops."""
         tiles = tiling(tokens.grid, tokens.count, self.config.overview)
         if tiles is None:
             return super().reduce(tokens, keep)
@@ -65,7 +66,7 @@ class HiRED(ScoringReducer):
         return Reduction(true_indices(chosen, keep), scores=scores)
 
     def shares(self, tokens: VisualTokens, tiles: Tiling, total: int, caps: list[int]) -> Tensor:
-        """How many tokens each crop keeps ``[B, crops]``."""
+        """Number of tokens that each crop keeps ``[B, crops]``."""
         official, count = self.config.parity == "official", tiles.overview[0] * tiles.overview[1]
         first = tokens.signal("cls@0").float()[:, tiles.first : tiles.first + count]
         hot = ranks(first) < int(count * (1 - self.config.alpha))

@@ -1,4 +1,4 @@
-"""The overview of a picture in tiles, and nothing of its crops."""
+"""Pool the overview of a tiled image and drop its crops; a baseline."""
 
 import torch
 from torch import Tensor
@@ -11,10 +11,9 @@ from lit_reduce.tokens import Reduction, VisualTokens
 
 @register
 class Overview(Reducer):
-    """``keep`` even cells of the overview; a token of a crop goes with the cell that shows its place.
+    """Average pooling of the overview to ``keep`` cells; a token of a crop is assigned to the cell at its place.
 
-    Where there is no overview, or more is to be kept than it has, the whole picture is cut into cells, as ``pool``
-    does. A control for pictures in tiles: what the model sees without its crops.
+    Without an overview, or if ``keep`` exceeds its size, the whole image is pooled, as by ``pool``.
     """
 
     name = "overview"
@@ -36,7 +35,7 @@ class Overview(Reducer):
 
 
 def shown(tiles: Tiling) -> Tensor:
-    """For each token of the crops, in their order, the overview's token that shows its place."""
+    """For each token of the crops, in order, the index of the overview token at its place."""
     place = tiles.place[tiles.place >= 0]
     row, column = place // tiles.whole[1], place % tiles.whole[1]
     return row * tiles.overview[0] // tiles.whole[0] * tiles.overview[1] + column * tiles.overview[1] // tiles.whole[1]

@@ -1,4 +1,4 @@
-"""TokenPacker: the points of a coarse grid, each of which reads the region of the picture that it stands for."""
+"""TokenPacker: pooled tokens that cross-attend to the region they were pooled from."""
 
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 
 @dataclass
 class PackerConfig(ReducerConfig):
-    """Size of the packer, and what it reads."""
+    """Size of the attention, and further inputs."""
 
     hidden_size: int = field(default=0, metadata={"help": "width of the backbone's visual tokens; set when training"})
     vision_hidden_size: int = field(default=0, metadata={"help": "width of the vision tower; set when training"})
@@ -31,18 +31,19 @@ class PackerConfig(ReducerConfig):
 
 @register
 class Packer(Reducer):
-    """K even cells of any grid; each cell's mean, the point, attends to the cell's tokens and adds what it reads.
+    """Average pooling to K cells, where each pooled token attends to the tokens of its cell and adds the result.
 
-    Queries are maps of the points, keys and values two-layer maps of the tokens, with a norm behind each; a query meets
-    the keys of its own region alone. Regions may be of unequal size, and no weight depends on K, so that one set of
-    weights serves every budget. The last map starts at zero: an untrained packer is average pooling, to the bit.
+    Queries are linear maps of the pooled tokens, keys and values two-layer maps of the tokens, each followed by a norm.
+    A query attends to the keys of its own cell only. Cells may differ in size and no weight depends on K, so one set of
+    weights serves every budget. The last map is initialised to zero: an untrained packer is average pooling, to the
+    bit.
 
-    Source: TokenPacker, arXiv 2407.02392, which replaces the projector. Our reading, for a frozen projector: points
-    and tokens come from behind it (``levels`` adds the paper's layers of the tower), what a point reads is added to the
-    pooled token, in units of that token's size, and attention has no maps beside those of queries, keys and values.
+    Source: TokenPacker, arXiv 2407.02392, which replaces the projector. Our readings, for a frozen projector: the
+    inputs are projected tokens (``levels`` adds the paper's layers of the tower); the attention output is added to the
+    pooled token, relative to its norm; and the attention has no maps beside those of queries, keys and values.
 
-    With ``text`` the mean of the prompt's embeddings is added to each query (QueCC, arXiv 2411.03312, where it is the
-    language model's last state of the prompt and a learned convolution makes the points: our reading).
+    With ``text`` the mean prompt embedding is added to each query (QueCC, arXiv 2411.03312, which uses the last hidden
+    state of the prompt and a learned convolution instead of pooling: our reading).
     """
 
     name = "packer"
@@ -71,7 +72,7 @@ class Packer(Reducer):
         self.leave = nn.Sequential(nn.Linear(width, width), nn.GELU(), last)
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """New tokens at the centres of their regions."""
+        """New tokens at the centres of their cells."""
         x = tokens.features
         pooled, kept_indices, assignment = average_pool(x, tokens.grid, keep)
         query = self.point(rms_normalize(pooled))
@@ -86,7 +87,7 @@ class Packer(Reducer):
         return Reduction(kept_indices.expand(len(x), -1), features=made, assignment=assignment.expand(len(x), -1))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, inside: Tensor, real: Tensor) -> Tensor:
-        """What each point ``[B, K, W]`` reads of the tokens ``[B, N, W]`` that ``inside`` ``[K, M]`` names."""
+        """Attend from each query ``[B, K, W]`` to the tokens ``[B, N, W]`` at ``inside`` ``[K, M]``."""
         batch, points, width = query.shape
         heads = self.config.heads
         q = query.view(batch * points, heads, 1, -1)
@@ -98,10 +99,10 @@ class Packer(Reducer):
 
 
 def tower_features(tokens: VisualTokens, name: str, reducer: Reducer) -> Tensor:
-    """Features of one layer of the tower ``[B, N, Dv]``, of the width that the reducer was made for.
+    """Features of one layer of the vision tower ``[B, N, Dv]``, checked to have the expected width.
 
     Raises:
-        UserError: the tower has another width.
+        UserError: The tower has another width.
     """
     x, width = tokens.signal(name), reducer.config.vision_hidden_size
     if x.shape[-1] != width:
@@ -119,6 +120,6 @@ def _branch(size: int, width: int) -> nn.Sequential:
 
 
 def _prompt(tokens: VisualTokens) -> Tensor:
-    """The mean ``[B, D]`` of the prompt's real tokens."""
+    """Mean ``[B, D]`` of the prompt's real tokens."""
     text, real = tokens.signal("text"), tokens.signal("text_mask")[..., None]
     return rms_normalize(text).masked_fill(~real, 0).sum(1) / real.sum(1).clamp_min(1)

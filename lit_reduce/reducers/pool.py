@@ -1,4 +1,4 @@
-"""Average pooling: a coarser picture."""
+"""Average pooling, a baseline."""
 
 from lit_reduce.ops.mergers import average_pool
 from lit_reduce.reducer import Reducer, register
@@ -7,7 +7,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 
 @register
 class PoolReducer(Reducer):
-    """Each of K even cells becomes the mean of its tokens, at the position of its centre."""
+    """Replaces each of K even cells by the mean of its tokens, at the position of its centre."""
 
     name = "pool"
     kind = "resample"

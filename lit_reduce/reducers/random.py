@@ -1,4 +1,4 @@
-"""Random tokens: the floor that every method must beat."""
+"""Random selection, a baseline."""
 
 from dataclasses import dataclass, field
 
@@ -18,9 +18,10 @@ class RandomConfig(ReducerConfig):
 
 @register
 class RandomReducer(ScoringReducer):
-    """Keeps a random set of places, the same for every image of N tokens; a smaller budget keeps a part of it.
+    """Keeps a random set of positions, the same for every image of N tokens; sets of smaller budgets are subsets.
 
-    It depends on the seed and N only. So neither batch mates nor call order matter; take several seeds for the spread.
+    The set depends on the seed and N only, not on the batch or the order of calls; use several seeds to measure the
+    variance.
     """
 
     name = "random"

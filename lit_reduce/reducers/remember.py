@@ -1,4 +1,4 @@
-"""Vision Remember: inside the language model, each token of a shortened picture reads its own region again."""
+"""Vision Remember: inside the language model, each token of a reduced image attends to its own region again."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,12 +14,12 @@ from lit_reduce.reducer import ReducerConfig, find, register
 from lit_reduce.reducers.packer import tower_features
 from lit_reduce.tokens import Reduction, VisualTokens
 
-GAIN = 20.0  # of the gates: an optimiser's steps suit weights, and a gate has further to go
+GAIN = 20.0  # factor on the gate parameters, which must move further than weights at the same learning rate
 
 
 @dataclass
 class RememberConfig(ReducerConfig):
-    """What shortens the picture, which layers read again, and what."""
+    """Inner reducer, layers that recall, and size of their attention."""
 
     hidden_size: int = field(default=0, metadata={"help": "width of the backbone's visual tokens; set when training"})
     vision_hidden_size: int = field(default=0, metadata={"help": "width of the vision tower; set when training"})
@@ -40,15 +40,15 @@ class RememberConfig(ReducerConfig):
 
 @register
 class Remember(RecallReducer):
-    """The short stream of another reducer, whose tokens each attend to features of their region before some layers.
+    """Tokens of an inner reducer, each of which attends to tower features of its region before some layers.
 
-    ``h += tanh(g) W_o MHA(LN(h), W_k B + s(B), W_v B)`` with B several layers of the vision tower, side by side, at the
-    tokens that went into h's; ``s``, one number a token and head, is added to its logits; the gate g starts at zero, so
-    that the untrained reducer is its short stream, to the bit.
+    ``h += tanh(g) W_o MHA(LN(h), W_k B + s(B), W_v B)``, where B holds several layers of the vision tower,
+    concatenated, at the tokens that were merged into h. ``s``, one number per token and head, is added to the logits.
+    The gate g is initialised to zero, so that the untrained reducer equals its inner reducer, to the bit.
 
-    Source: Vision Remember, arXiv 2506.03928. Our reading: its text says that tokens attend to multi-level features
-    within their window, but not how saliency enters; gate, norms (features and h have size 1 where they are read), the
-    layers and the part that is shared (none) are ours.
+    Source: Vision Remember, arXiv 2506.03928. Our readings: the text says that tokens attend to multi-level features
+    within their window, but not how saliency enters; gate, norms (features and h are normalised before they are read),
+    the layers, and separate weights per layer are ours.
     """
 
     name = "remember"
@@ -78,17 +78,17 @@ class Remember(RecallReducer):
         self.reads_again = nn.ModuleList(Read(c.hidden_size, seen, c.width, c.heads) for _ in c.layers)
 
     def recalls(self, depth: int) -> list[int]:
-        """Those of the settings."""
+        """The layers in the settings."""
         return sorted({int(x) if x >= 1 else int(x * depth) for x in self.config.layers})
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """The short stream, and the tower's features of every token."""
+        """Reduction by the inner reducer, with the tower features of every token as memory."""
         short = self.short.reduce(tokens, keep)
         levels = [tower_features(tokens, name, self) for name in self.levels]
         return replace(short, memory=torch.cat([rms_normalize(x) for x in levels], -1))
 
     def recall(self, look: TokenRecall) -> Tensor:
-        """The hidden states with what they read added."""
+        """Hidden states plus the output of the attention."""
         number = self.recalls(self.config.depth).index(look.layer)
         added: Tensor = self.reads_again[number](look.hidden, look.memory, look.assignment)
         return look.hidden + added
@@ -106,7 +106,7 @@ class Read(nn.Module):
         self.gate = nn.Parameter(torch.zeros(()))
 
     def forward(self, hidden: Tensor, memory: Tensor, assignment: Tensor) -> Tensor:
-        """What is added ``[B, K, D]``, in units of each token's size.
+        """Residual update ``[B, K, D]``, relative to the norm of each token.
 
         Args:
             hidden: ``[B, K, D]``.

@@ -1,4 +1,4 @@
-"""RESTORE: what is not selected is merged at distinctive places, and its weight in attention comes back."""
+"""RESTORE: merge the tokens that another reducer does not select, and record the sizes of merged tokens."""
 
 from dataclasses import dataclass, field
 
@@ -22,10 +22,11 @@ class RestoreConfig(OnTopConfig):
 
 @register
 class Restore(OnTop):
-    """Half the tokens are the selection beneath; the others are means of all that it left, around distinctive anchors.
+    """A share of the tokens is selected by the inner reducer; the others are means of the remaining tokens.
 
-    Tokens keep their original positions, and `Reduction.size` says how many each stands for: the log of it, added to
-    attention, is the paper's calibration. New tokens of the reducer beneath are not used, its choice is.
+    The means are taken around distinctive tokens, see `distinctive_tokens`. Tokens keep their original positions.
+    `Reduction.size` holds the number of tokens that each one represents; its logarithm, added to the attention logits,
+    is the calibration of the paper. Of the inner reducer only the selection is used, not its features.
     """
 
     name = "restore"
@@ -38,7 +39,7 @@ class Restore(OnTop):
         self.kind = "resample"
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Exactly K; where the reducer beneath selects fewer than asked, more is merged."""
+        """Exactly K tokens; if the inner reducer selects fewer than requested, more are merged."""
         x, count = tokens.features, tokens.count
         wanted = int(keep * self.config.gamma)
         kept = torch.zeros_like(x[..., 0], dtype=torch.bool)

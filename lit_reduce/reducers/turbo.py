@@ -1,4 +1,4 @@
-"""Turbo: merge similar tokens inside the vision tower, but spare what CLS attends to."""
+"""Turbo: ToMe with a penalty on merging tokens that CLS attends to."""
 
 from dataclasses import dataclass, field
 
@@ -19,10 +19,10 @@ class TurboConfig(ToMeConfig):
 
 @register
 class Turbo(ToMe):
-    """ToMe whose pairs go by ``cosine of keys - 30 alpha a``, with a the CLS attention of the token that would go.
+    """ToMe with the similarity ``cosine of keys - 30 alpha a``, where a is the CLS attention of the proposing token.
 
-    The factor 30 is the official code's; its weight of each layer, and its rule against merging when few tokens are
-    left, are left out: our reading. All else is as in `ToMe`.
+    The factor 30 is from the official code; its weight per layer, and its rule against merging when few tokens are
+    left, are not included (our reading). Everything else is as in `ToMe`.
     """
 
     name = "turbo"
@@ -31,6 +31,6 @@ class Turbo(ToMe):
     config_class = TurboConfig
 
     def penalty(self, tokens: VisualTokens) -> Tensor:
-        """Taken off the similarity ``[B, N]``."""
+        """Penalty on the similarity ``[B, N]``."""
         weight: float = 30 * self.config.alpha
         return weight * to_float32(tokens.signal("cls"))

@@ -1,4 +1,4 @@
-"""VisPruner: half the tokens by attention, the other half by thinning out near-duplicates."""
+"""VisPruner: half of the tokens by attention, the other half by removing near-duplicates."""
 
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ class VisPrunerConfig(ReducerConfig):
 
 @register
 class VisPruner(Reducer):
-    """``int(K / 2)`` most attended tokens; of the rest the mutually different ones, see `thin_out`."""
+    """``int(K / 2)`` tokens with the most CLS attention; the others by diversity, see `thin_out`."""
 
     name = "vispruner"
     signals = frozenset({"cls", "encoder"})
@@ -28,7 +28,7 @@ class VisPruner(Reducer):
     config_class = VisPrunerConfig
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Similarity is that of the tower's features."""
+        """Similarity is the cosine of tower features."""
         attention = tokens.signal("cls").float()
         important = int(keep * self.config.important)
         order = ranks(attention).argsort(-1)

@@ -209,7 +209,10 @@ BAD: dict[str, tuple[Callable[[TrainSettings, Path], Any], str]] = {
         lambda s, p: replace(s, start=saved(s, p, "packer", width=16)), "is of packer, but covipal is to be trained",
     ),
     "a start of another width": (lambda s, p: replace(s, start=saved(s, p, width=8)), "give its options"),
-    "a start with more": (lambda s, p: replace(s, start=saved(s, p, width=16, summary=2)), "rest [2, 32] where there is"),
+    "a start with more": (
+        lambda s, p: replace(s, start=saved(s, p, width=16, summary=2)),
+        "rest [2, 32] where there is",
+    ),
     "nothing that trains": (lambda s, _: replace(s, only=[]), "has no weights ''"),
     "weights that are not there": (lambda s, _: replace(s, only=["rest"]), "has no weights 'rest' with these options"),
     "a damaged checkpoint": (lambda s, p: checkpoint(s, p, b"half"), "damaged"),
