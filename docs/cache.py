@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from lit_reduce.backbones import Backbone, load_backbone
 from lit_reduce.data.groups import Group
 from lit_reduce.distill.data import DistillData
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.distill.train import fit, fresh_reducer, guide_layers
+from lit_reduce.settings.train import TrainSettings
 from lit_reduce_pocket.data import scene_groups
 
 ROUNDS, TURNS = 3, 4

@@ -19,7 +19,9 @@ from lit_reduce import hub
 from lit_reduce.card import model_card
 from lit_reduce.errors import UserError
 from lit_reduce.files import PathLike, atomic_folder
+from lit_reduce.options import with_current_names
 from lit_reduce.reducer import Reducer, available, create, find
+from lit_reduce.registry import plugin_folder
 from lit_reduce.version import __version__
 
 CONFIG, WEIGHTS, CARD = "reducer_config.json", "reducer.safetensors", "README.md"
@@ -269,6 +271,8 @@ def check_backbone(config: PluginConfig, backbone: BackboneId) -> None:
 
 def _locate(place: PathLike, revision: str | None, local_files_only: bool) -> Path:
     folder = Path(place).expanduser()
+    if not folder.exists() and (shipped := plugin_folder(str(place))) is not None:
+        return shipped
     if folder.is_dir():
         if revision is not None:
             raise UserError(f"revision={revision} is for the hub, and {place} is a local folder; leave it out")
@@ -294,8 +298,9 @@ def _read_weights(folder: Path, config: PluginConfig) -> dict[str, torch.Tensor]
 def _build(folder: Path, config: PluginConfig, state: dict[str, torch.Tensor]) -> Reducer:
     cls = find(config.reducer)
     known = {entry.name for entry in dataclasses.fields(cls.config_class)}
-    options = {key: value for key, value in config.options.items() if key in known}
-    _warn_dropped(set(config.options) - known, folder / CONFIG)
+    given = with_current_names(cls.config_class, config.options)
+    options = {key: value for key, value in given.items() if key in known}
+    _warn_dropped(set(given) - known, folder / CONFIG)
     try:
         with torch.random.fork_rng(devices=[]):  # first weights are thrown away; the caller's random stream is not ours
             reducer = cls(cls.config_class.from_options(options, owner=f"{folder / CONFIG}: {config.reducer}"))

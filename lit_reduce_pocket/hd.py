@@ -31,6 +31,7 @@ from lit_reduce.console import run
 from lit_reduce.data.groups import Group
 from lit_reduce.data.jsonl import Row
 from lit_reduce.files import atomic_folder
+from lit_reduce.options import option
 from lit_reduce.settings import configs_dir, resolve
 from lit_reduce_pocket.labels import patch_labels
 from lit_reduce_pocket.loop import Losses, fit
@@ -51,17 +52,22 @@ TURNS, TEXT = 16, 240
 
 @dataclass
 class HdSettings:
-    """Settings of the recipe; configs/pocket_hd.yaml explains each."""
+    """Make the high-resolution reference backbone from pocket.
 
-    output: str = "outputs/pocket-hd"
-    start: str = "checkpoints/pocket"
-    device: str = "auto"
-    workers: int = 0
-    scenes: int = 3
-    shown: int = 640
-    steps: int = 720
-    whole_from: int = 480
-    rate: float = 3e-4
+    python -m lit_reduce_pocket.hd
+
+    A killed run continues when it is started again.
+    """
+
+    output: str = option("outputs/pocket-hd", "checkpoint and log; the model goes to output/pocket-hd")
+    init_from: str = option("checkpoints/pocket", "an exported pocket, whose weights training starts from", was="start")
+    device: str = option("auto", "cpu, cuda, ...; auto takes the GPU where there is one")
+    workers: int = option(0, "processes that draw scenes; 0 draws between the steps", min=0)
+    scenes: int = option(3, "scenes of 672 px in a step, each with up to 16 questions", min=1)
+    shown: int = option(640, "of the 2,928 visual tokens and newlines, those of things and newlines first", min=1)
+    steps: int = option(720, "all steps", min=1)
+    whole_from: int = option(480, "from this step on the decoder sees all tokens of one scene", min=0)
+    rate: float = option(3e-4, "peak learning rate (Muon for matrices in the decoder, else AdamW)", above=0)
 
 
 def hd_scene(split: str, index: int) -> tuple[Scene, list[Scene]]:
@@ -248,7 +254,7 @@ def make(chosen: HdSettings) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(found if chosen.device == "auto" else chosen.device)
-    model = build_from(LlavaForConditionalGeneration.from_pretrained(chosen.start, dtype=torch.float32)).to(device)
+    model = build_from(LlavaForConditionalGeneration.from_pretrained(chosen.init_from, dtype=torch.float32)).to(device)
     model.model.vision_tower.requires_grad_(False)
     batches = partial(lecture, scenes=chosen.scenes, shown=chosen.shown, whole_from=chosen.whole_from)
     fit("hd", {"model": model}, batches, hd_loss(model, device), steps=chosen.steps, lr=chosen.rate, folder=folder,

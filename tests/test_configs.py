@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from lit_reduce.distill.settings import TrainSettings
 from omegaconf import OmegaConf
 
 from lit_reduce.benchmark.bench import BenchSettings
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.evaluate.compare import CompareSettings
 from lit_reduce.evaluate.run import EvaluateSettings
 from lit_reduce.evaluate.table import TableSettings

@@ -23,8 +23,6 @@ from lit_reduce.distill.kv_regression import PICTURES, teach_keys
 from lit_reduce.distill.logs import LOGGERS, quiet
 from lit_reduce.distill.lr_finder import show, sweep
 from lit_reduce.distill.module import Distiller
-from lit_reduce.distill.relaxation import GATES
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.teacher import PIXELS, Teacher
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate.evaluator import ALL_TOKENS, Results, evaluate
@@ -35,6 +33,7 @@ from lit_reduce.precision import fast_in_bfloat16
 from lit_reduce.reducer import Reducer, create, find
 from lit_reduce.report.accuracy import markdown, summary, write_report
 from lit_reduce.runtime.decoder.attention_rows import from_tower
+from lit_reduce.settings.train import TrainSettings
 from lit_reduce.version import __version__
 
 PLUGIN = "plugin"
@@ -118,32 +117,10 @@ def machine(device: torch.device) -> str:
 
 def check(chosen: TrainSettings) -> None:
     """Refuses settings that cannot work, before anything is loaded."""
-    for name in ("steps", "pictures", "turns", "save_every", "val_every", "devices", "table_batch"):
-        if getattr(chosen, name) < 1:
-            raise UserError(f"{name}={getattr(chosen, name)}: give 1 or more")
-    if not chosen.budgets or min(chosen.budgets) < 1:
-        raise UserError(f"budgets={chosen.budgets}: give the smallest and the largest count of tokens to train for")
-    if not chosen.val_budgets or min(chosen.val_budgets) < 1:
-        raise UserError(f"val_budgets={chosen.val_budgets}: give one count of tokens or more, each at least 1")
-    if chosen.table_budgets and min(chosen.table_budgets) < 1:
-        raise UserError(f"table_budgets={chosen.table_budgets}: give counts of at least 1")
-    if chosen.tau <= 0 or chosen.candidates < 1:
-        raise UserError(f"tau={chosen.tau}, candidates={chosen.candidates}: tau must be above 0, candidates at least 1")
+    files.check(chosen)
     weights = chosen.budget_weights
-    if weights is not None and (len(weights) != len(chosen.budgets) or min(weights) < 0 or sum(weights) <= 0):
+    if weights is not None and (len(weights) != len(chosen.budgets) or sum(weights) <= 0):
         raise UserError(f"budget_weights={weights}: give one weight, 0 or more, for each of budgets={chosen.budgets}")
-    if not 0 <= chosen.curriculum <= 1:
-        raise UserError(f"curriculum={chosen.curriculum}: give a share of the steps, from 0 to 1")
-    if chosen.gate not in GATES:
-        raise UserError(f"gate={chosen.gate}: use {', '.join(GATES)}")
-    if not chosen.relax or min(chosen.relax) <= 0:
-        raise UserError(f"relax={chosen.relax}: give the first and the last softness, above 0")
-    if chosen.guide_rows not in ("text", "answer"):
-        raise UserError(f"guide_rows={chosen.guide_rows}: use text or answer")
-    if chosen.positions not in ("keep", "renumber"):
-        raise UserError(f"positions={chosen.positions}: use keep or renumber")
-    if chosen.logger not in LOGGERS:
-        raise UserError(f"logger={chosen.logger}: use {', '.join(LOGGERS)}")
     cls = find(chosen.reducer.name)
     if chosen.checkpointing and (cls.site in ("decoder", "cache") or cls.kind == "recall"):
         raise UserError(
@@ -152,9 +129,9 @@ def check(chosen: TrainSettings) -> None:
         )
     if not cls.trained:
         raise UserError(f"reducer {chosen.reducer.name} has nothing to train; use it by name in predict and evaluate")
-    for name in chosen.yardsticks:
+    for name in chosen.baselines:
         if find(name).trained:
-            raise UserError(f"yardstick {name} needs training; name training-free reducers")
+            raise UserError(f"baseline {name} needs training; name training-free reducers")
 
 
 def precision_of(chosen: TrainSettings, backbone: Backbone) -> str:
@@ -168,25 +145,27 @@ def precision_of(chosen: TrainSettings, backbone: Backbone) -> str:
 def fresh_reducer(chosen: TrainSettings, backbone: Backbone) -> Reducer:
     """Makes the reducer, as wide as the backbone, with the weights to begin with when there are any."""
     reducer = create_for(backbone.identity, chosen.reducer.name, chosen.reducer.options)
-    if chosen.start is not None:
-        load_weights(reducer, load_plugin(chosen.start)[0], chosen.start)
-    if chosen.only is not None:
-        freeze_but(reducer, chosen.only)
+    if chosen.init_from is not None:
+        load_weights(reducer, load_plugin(chosen.init_from)[0], chosen.init_from)
+    if chosen.trainable is not None:
+        freeze_but(reducer, chosen.trainable)
     return reducer
 
 
-def freeze_but(reducer: Reducer, only: list[str]) -> None:
+def freeze_but(reducer: Reducer, trainable: list[str]) -> None:
     """Lets some weights train alone.
 
     Raises:
         UserError: A name that means no weight.
     """
     weights = dict(reducer.named_parameters())
-    found = {part: {name for name in weights if f"{name}.".startswith(f"{part}.")} for part in only or [""]}
+    found = {part: {name for name in weights if f"{name}.".startswith(f"{part}.")} for part in trainable or [""]}
     for part, names in found.items():
         if not names:
             known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in weights))
-            raise UserError(f"only={only}: {reducer.name} has no weights '{part}' with these options; it has {known}")
+            raise UserError(
+                f"trainable={trainable}: {reducer.name} has no weights '{part}' with these options; it has {known}"
+            )
     free = set[str]().union(*found.values())
     for name, weight in weights.items():
         weight.requires_grad_(name in free)
@@ -202,11 +181,11 @@ def load_weights(reducer: Reducer, other: Reducer, path: str) -> None:
     """
     own, given = reducer.state_dict(), other.state_dict()
     if other.name != reducer.name:
-        raise UserError(f"start={path} is of {other.name}, but {reducer.name} is to be trained")
+        raise UserError(f"init_from={path} is of {other.name}, but {reducer.name} is to be trained")
     for name, x in given.items():
         if name not in own or own[name].shape != x.shape:
             here = "nothing" if name not in own else str(list(own[name].shape))
-            raise UserError(f"start={path} has {name} {list(x.shape)} where there is {here} here; give its options")
+            raise UserError(f"init_from={path} has {name} {list(x.shape)} where there is {here} here; give its options")
     reducer.load_state_dict(given, strict=False)
 
 
@@ -244,7 +223,7 @@ def fit(
     module, average = Distiller(model, reducer, chosen), MovingAverage(chosen.ema)
     checkpoint = output / "last.ckpt"
     step = check_checkpoint(checkpoint, module)
-    if reducer.warmup_target == "keys" and chosen.start is None and not checkpoint.is_file():
+    if reducer.warmup_target == "keys" and chosen.init_from is None and not checkpoint.is_file():
         read = tqdm(data.groups[:PICTURES], desc="keys", unit="picture")
         teach_keys(model, reducer, (data.held[0].outputs(group) for group in read))
     last = ModelCheckpoint(
@@ -293,7 +272,7 @@ def check_checkpoint(path: Path, module: Distiller) -> int:
     if any(
         len(group["params"]) != trained for x in checkpoint.get("optimizer_states", ()) for group in x["param_groups"]
     ):
-        raise UserError(f"{path} is of a run with another setting of only: give another output, or remove it")
+        raise UserError(f"{path} is of a run with another setting of trainable: give another output, or remove it")
     return int(checkpoint.get("global_step", 0))
 
 
@@ -301,7 +280,7 @@ def compare(chosen: TrainSettings, backbone: Backbone, reducer: Reducer) -> Resu
     """Scores the reducer and the yardsticks on the test rows, at every budget of the table."""
     rows, total = test_rows(chosen)
     plans = {chosen.reducer.name: ReducerSpec(reducer, positions=chosen.positions)}
-    plans |= {name: ReducerSpec(create(name)) for name in chosen.yardsticks}
+    plans |= {name: ReducerSpec(create(name)) for name in chosen.baselines}
     most = backbone.identity.tokens or max(chosen.table_budgets)  # 0 where the count depends on the picture
     keeps = [k for k in chosen.table_budgets if k <= most]
     with tqdm(total=total, desc="table", unit="row") as bar:
@@ -347,7 +326,7 @@ def notes(chosen: TrainSettings, results: Results | None = None, device: torch.d
     made = (
         f"Trained on `{chosen.data.name}` ({chosen.data.images} pictures, {chosen.steps} steps of "
         f"{chosen.pictures * chosen.turns} questions, seed {chosen.seed})"
-        f"{'' if chosen.start is None else ', from the weights of `' + chosen.start + '` on'}."
+        f"{'' if chosen.init_from is None else ', from the weights of `' + chosen.init_from + '` on'}."
     )
     if results is None or device is None:
         return made
