@@ -1,6 +1,8 @@
 """Fields of settings dataclasses: default, help and limits in one place, and one function that checks values."""
 
 import dataclasses
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -76,6 +78,20 @@ def check_value(metadata: Mapping[str, Any], name: str, value: Any, owner: str =
         start = f"{owner}: " if owner else ""
         verb = "use" if "choices" in metadata else "give"
         raise UserError(f"{start}{name}={value}: {verb} {limits_of(metadata)}")
+
+
+def is_of_type(value: Any, kind: Any) -> bool:
+    """Whether a value has the type of a field; a whole number is a float too, a bool is no number."""
+    if kind is Any:
+        return True
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(is_of_type(value, each) for each in inner)
+    if origin is list:
+        return isinstance(value, list) and all(is_of_type(item, inner[0]) for item in value)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    return not isinstance(origin or kind, type) or isinstance(value, origin or kind)
 
 
 def limits_of(metadata: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lit_reduce.errors import UserError
 from lit_reduce.ops.selectors import topk_sorted
 from lit_reduce.ops.similarity import gather_tokens
-from lit_reduce.options import check, check_value, former_names
+from lit_reduce.options import check, check_value, former_names, is_of_type
 from lit_reduce.tokens import Reduction, VisualTokens
 
 KINDS = ("select", "resample", "register", "skip", "recall", "policy")
@@ -58,11 +58,9 @@ class ReducerConfig:
                 raise UserError(f"{owner}: option '{key}' is now called '{former[key]}': write that")
             if key not in fields:
                 raise UserError(f"{owner}: unknown option '{key}'; {_nearest(key, list(fields))}")
-            wanted = hints[key]
-            allowed = (int, float) if wanted is float else wanted
-            plain = wanted in (int, float, bool, str)
-            if plain and (not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool)):
-                raise UserError(f"{owner}: option '{key}' must be of type {wanted.__name__}, not {value!r}")
+            if not is_of_type(value, hints[key]):
+                kind = hints[key].__name__ if isinstance(hints[key], type) and not get_args(hints[key]) else hints[key]
+                raise UserError(f"{owner}: option '{key}' must be of type {kind}, not {value!r}")
             check_value(fields[key].metadata, key, value, owner)
 
 

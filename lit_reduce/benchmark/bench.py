@@ -40,11 +40,11 @@ def run(chosen: BenchSettings) -> None:
         UserError: A setting, the backbone or the reducer is not usable.
     """
     settings.check(chosen)
-    keeps = [Budget.parse(keep).value for keep in _listed(chosen.keep, "keep")]
-    batches = _listed(chosen.batch, "batch")
+    keeps = [Budget.parse(keep).value for keep in _listed(chosen.keep)]
+    batches = _listed(chosen.batch)
     for batch in batches:
         if not isinstance(batch, int):
-            raise UserError(f"batch={batch} is not a number of prompts: give whole numbers from 1 on, as batch=[1,4]")
+            raise UserError(f"batch={batch} is not a number of prompts: give whole numbers, as batch=[1,4]")
     out = Path(chosen.out)
     if out.suffix != ".json":
         raise UserError(f"out={out}: the report is JSON, so give a name that ends in .json")
@@ -164,8 +164,5 @@ def _row(cost: Cost, whole: Cost, times: list[Phases], plain: list[Phases]) -> d
     return entry
 
 
-def _listed(value: Any, name: str) -> list[Any]:
-    values = value if isinstance(value, list) else [value]
-    if not values:
-        raise UserError(f"{name}=[] holds nothing: give one or more, as {name}=[1,4]")
-    return values
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

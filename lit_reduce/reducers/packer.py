@@ -58,8 +58,6 @@ class Packer(Reducer):
         size, width, levels = self.config.hidden_size, self.config.width, self.config.levels
         if width % self.config.heads:
             raise UserError(f"packer: width={width} must be a multiple of heads={self.config.heads}")
-        if not isinstance(levels, list) or not all(type(layer) in (int, float) for layer in levels):
-            raise UserError(f"packer: levels={levels} must be a list of layers, such as [0.5, -1]")
         self.levels = [f"encoder@{layer}" for layer in levels]
         self.signals = frozenset([*self.levels, *(["text"] if self.config.text else [])])
         seen = size + len(levels) * self.config.vision_hidden_size

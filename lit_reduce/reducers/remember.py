@@ -61,9 +61,6 @@ class Remember(RecallReducer):
         c = self.config
         if c.width % c.heads:
             raise UserError(f"remember: width={c.width} must be a multiple of heads={c.heads}")
-        for name, values in (("layers", c.layers), ("levels", c.levels)):
-            if not isinstance(values, list) or not all(type(x) in (int, float) for x in values):
-                raise UserError(f"remember: {name}={values} must be a list of layers, such as [0.2, 0.5]")
         cls, options = find(c.short), dict(c.options)
         if cls.site != "projector" or cls.kind not in ("resample", "register"):
             raise UserError(f"remember: short={c.short} must make new tokens of regions at the projector: packer, pool")

@@ -16,8 +16,8 @@ class BenchSettings:
     """
 
     backbone: BackboneSettings = backbone("shape:smolvlm-256m")
-    preset: str = preset()
     reducer: ReducerSettings = reducer("covipal", "what is timed; one that needs training gets random weights")
+    preset: str = preset()
     keep: Any = option([192, 128, 64], KEEP, min_items=1)
     batch: Any = option([1, 4], "prompts at a time, one number or a list", min=1, min_items=1)
     visual: int | None = option(

@@ -105,7 +105,7 @@ def _yaml_lines(settings: Any, indent: str) -> Iterator[str]:
             yield f"{indent}{entry.name}:"
             yield from _yaml_lines(value, indent + "  ")
         else:
-            yield f"{indent}{entry.name}: {as_yaml(value)}"
+            yield f"{indent}{as_yaml(entry.name)}: {as_yaml(value)}"  # quoted where YAML would read it as true, as on
 
 
 def user_fields(settings: Any) -> list[dataclasses.Field[Any]]:

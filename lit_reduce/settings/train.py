@@ -57,10 +57,11 @@ class TrainSettings:
     """
 
     backbone: BackboneSettings = backbone()
-    preset: str = preset()
     reducer: ReducerSettings = reducer(
         "covipal", "the reducer that is trained; reducer.options.KEY=VALUE sets its size"
     )
+    data: DataSettings = option(DataSettings, "which questions")
+    preset: str = preset()
     init_from: str | None = option(
         None, "folder or hub id of a plug-in of that reducer, whose weights training starts from", was="start"
     )
@@ -69,7 +70,6 @@ class TrainSettings:
     )
     output: str = option("outputs/train", "folder of checkpoints, log, plug-in, table and the resolved settings")
     seed: int = option(0, "seed of the weights, of the order of questions and of the budgets", min=0)
-    data: DataSettings = option(DataSettings, "which questions")
     budgets: list[int] = option(
         [16, 192],
         "smallest and largest count of kept tokens; each step draws one in between",

@@ -204,12 +204,17 @@ BAD: dict[str, tuple[Callable[[TrainSettings, Path], Any], str]] = {
     "an output below a file": (lambda s, p: replace(s, output=str(p / "0.png" / "out")), "0.png"),
     "nothing to begin with": (lambda s, p: replace(s, init_from=str(p / "none")), "none"),
     "the start of another method": (
-        lambda s, p: replace(s, init_from=saved(s, p, "packer", width=16)), "is of packer, but covipal is to be trained",
+        lambda s, p: replace(s, init_from=saved(s, p, "packer", width=16)),
+        "is of packer, but covipal is to be trained",
     ),
     "a start of another width": (lambda s, p: replace(s, init_from=saved(s, p, width=8)), "give its options"),
-    "a start with more": (lambda s, p: replace(s, init_from=saved(s, p, width=16, summary=2)), "rest [2, 32] where there is"),
+    "a start with more": (
+        lambda s, p: replace(s, init_from=saved(s, p, width=16, summary=2)), "rest [2, 32] where there is",
+    ),
     "nothing that trains": (lambda s, _: replace(s, trainable=[]), "has no weights ''"),
-    "weights that are not there": (lambda s, _: replace(s, trainable=["rest"]), "has no weights 'rest' with these options"),
+    "weights that are not there": (
+        lambda s, _: replace(s, trainable=["rest"]), "has no weights 'rest' with these options",
+    ),
     "a damaged checkpoint": (lambda s, p: checkpoint(s, p, b"half"), "damaged"),
     "a foreign checkpoint": (lambda s, p: checkpoint(s, p, None), "another reducer"),
 }  # fmt: skip
