@@ -14,9 +14,10 @@ USAGE = """usage: lit-reduce VERB [key=value ...] [--help] [--validate]
   train     train a reducer for a frozen backbone and export it as a plug-in
   evaluate  score a plug-in or a reducer by name on a JSON-lines file
   compare   score many side by side, with pictures of what each kept
-  table     the plug-ins of a backbone and the yardsticks in one table: accuracy, FLOPs, time
+  table     the plug-ins of a backbone and the baselines in one table: accuracy, FLOPs, time
   bench     count and time what a reducer saves and costs
   list      show the reducers that can be used by name
+  settings  show all settings with their defaults and limits
 """
 
 
@@ -31,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predict(argv: Sequence[str]) -> None:
     """``predict``: see :mod:`lit_reduce.inference.predict`."""
-    from lit_reduce.inference.predict import PredictSettings
     from lit_reduce.inference.predict import predict as answer
     from lit_reduce.settings import configs_dir, resolve
+    from lit_reduce.settings.predict import PredictSettings
 
     chosen = resolve(PredictSettings, argv, configs_dir(), "predict")
     _quiet()
@@ -42,9 +43,9 @@ def predict(argv: Sequence[str]) -> None:
 
 def train(argv: Sequence[str]) -> None:
     """``train``: see :mod:`lit_reduce.distill.train`."""
-    from lit_reduce.distill.settings import TrainSettings
     from lit_reduce.distill.train import train as distill
     from lit_reduce.settings import configs_dir, resolve
+    from lit_reduce.settings.train import TrainSettings
 
     chosen = resolve(TrainSettings, argv, configs_dir(), "train")
     _quiet()
@@ -53,9 +54,9 @@ def train(argv: Sequence[str]) -> None:
 
 def evaluate(argv: Sequence[str]) -> None:
     """``evaluate``: see :mod:`lit_reduce.evaluate.run`."""
-    from lit_reduce.evaluate.run import EvaluateSettings
     from lit_reduce.evaluate.run import run as score
     from lit_reduce.settings import configs_dir, resolve
+    from lit_reduce.settings.evaluate import EvaluateSettings
 
     chosen = resolve(EvaluateSettings, argv, configs_dir(), "evaluate")
     _quiet()
@@ -64,9 +65,9 @@ def evaluate(argv: Sequence[str]) -> None:
 
 def compare(argv: Sequence[str]) -> None:
     """``compare``: see :mod:`lit_reduce.evaluate.compare`."""
-    from lit_reduce.evaluate.compare import CompareSettings
     from lit_reduce.evaluate.compare import compare as side_by_side
     from lit_reduce.settings import configs_dir, resolve
+    from lit_reduce.settings.compare import CompareSettings
 
     chosen = resolve(CompareSettings, argv, configs_dir(), "compare")
     _quiet()
@@ -75,9 +76,9 @@ def compare(argv: Sequence[str]) -> None:
 
 def table(argv: Sequence[str]) -> None:
     """``table``: see :mod:`lit_reduce.evaluate.table`."""
-    from lit_reduce.evaluate.table import TableSettings
     from lit_reduce.evaluate.table import table as make
     from lit_reduce.settings import configs_dir, resolve
+    from lit_reduce.settings.table import TableSettings
 
     chosen = resolve(TableSettings, argv, configs_dir(), "table")
     _quiet()
@@ -86,9 +87,9 @@ def table(argv: Sequence[str]) -> None:
 
 def bench(argv: Sequence[str]) -> None:
     """``bench``: see :mod:`lit_reduce.benchmark.bench`."""
-    from lit_reduce.benchmark.bench import BenchSettings
     from lit_reduce.benchmark.bench import run as measure
     from lit_reduce.settings import configs_dir, resolve
+    from lit_reduce.settings.bench import BenchSettings
 
     chosen = resolve(BenchSettings, argv, configs_dir(), "bench")
     _quiet()
@@ -126,6 +127,19 @@ def list_reducers(argv: Sequence[str]) -> None:
         print("\n" + columns(("plug-in", "reducer", "backbone", "budgets"), plugins), end="")
 
 
+def settings(argv: Sequence[str]) -> None:
+    """``settings``: the reference of all settings; ``--write`` writes it into the checkout, for its maintainers."""
+    from lit_reduce.settings.reference import pages, write
+
+    if argv and list(argv) != ["--write"]:
+        raise UserError(f"settings takes no settings, but got {argv[0]}")
+    if not argv:
+        print(pages()["docs/settings.md"], end="")
+        return
+    for path in write(Path.cwd()):
+        print(path)
+
+
 def _command(verb: str) -> Command:
     verbs: dict[str, Command] = {
         "predict": predict,
@@ -135,6 +149,7 @@ def _command(verb: str) -> Command:
         "table": table,
         "bench": bench,
         "list": list_reducers,
+        "settings": settings,
     }
     if verb in verbs:
         return verbs[verb]

@@ -4,7 +4,7 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from lit_reduce.backbones import Backbone, load_backbone
 from lit_reduce.benchmark.bench_table import about, table
 from lit_reduce.benchmark.flops import Cost, price
 from lit_reduce.benchmark.latency import alternate, spread
-from lit_reduce.benchmark.phase_timer import CLOCKS, Phases, PhaseTimer
+from lit_reduce.benchmark.phase_timer import Phases, PhaseTimer
 from lit_reduce.benchmark.profiling import ModuleFlops, peak_bytes
 from lit_reduce.benchmark.workload import pictures_given, workload
 from lit_reduce.errors import UserError
@@ -26,27 +26,11 @@ from lit_reduce.inference.spec import ReducerSpec, find_spec
 from lit_reduce.plugin import check_backbone, create_for
 from lit_reduce.reducer import Reducer, available
 from lit_reduce.runtime import attach
-from lit_reduce.settings import BackboneSettings, ReducerSettings
+from lit_reduce.settings import ReducerSettings
+from lit_reduce.settings.bench import BenchSettings
 from lit_reduce.tokens import Budget
 
 PLAIN = "all"
-
-
-@dataclass
-class BenchSettings:
-    """Settings of ``bench``; ``configs/bench.yaml`` explains each."""
-
-    backbone: BackboneSettings = field(default_factory=lambda: BackboneSettings("shape:smolvlm-256m"))
-    reducer: ReducerSettings = field(default_factory=lambda: ReducerSettings("covipal"))
-    keep: Any = field(default_factory=lambda: [192, 128, 64])
-    batch: Any = field(default_factory=lambda: [1, 4])
-    visual: int | None = None
-    text: int = 32
-    new_tokens: int = 17
-    runs: int = 5
-    tower: bool = True
-    clock: str = "wall"
-    out: str = "outputs/bench.json"
 
 
 def run(chosen: BenchSettings) -> None:
@@ -55,16 +39,12 @@ def run(chosen: BenchSettings) -> None:
     Raises:
         UserError: A setting, the backbone or the reducer is not usable.
     """
-    for name in ("text", "new_tokens", "runs"):
-        if getattr(chosen, name) < 1:
-            raise UserError(f"{name}={getattr(chosen, name)}: give 1 or more")
-    keeps = [Budget.parse(keep).value for keep in _listed(chosen.keep, "keep")]
-    batches = _listed(chosen.batch, "batch")
+    settings.check(chosen)
+    keeps = [Budget.parse(keep).value for keep in _listed(chosen.keep)]
+    batches = _listed(chosen.batch)
     for batch in batches:
-        if not isinstance(batch, int) or batch < 1:
-            raise UserError(f"batch={batch} is not a number of prompts: give whole numbers from 1 on, as batch=[1,4]")
-    if chosen.clock not in CLOCKS:
-        raise UserError(f"clock={chosen.clock} is not known: use {' or '.join(CLOCKS)}")
+        if not isinstance(batch, int):
+            raise UserError(f"batch={batch} is not a number of prompts: give whole numbers, as batch=[1,4]")
     out = Path(chosen.out)
     if out.suffix != ".json":
         raise UserError(f"out={out}: the report is JSON, so give a name that ends in .json")
@@ -184,8 +164,5 @@ def _row(cost: Cost, whole: Cost, times: list[Phases], plain: list[Phases]) -> d
     return entry
 
 
-def _listed(value: Any, name: str) -> list[Any]:
-    values = value if isinstance(value, list) else [value]
-    if not values:
-        raise UserError(f"{name}=[] holds nothing: give one or more, as {name}=[1,4]")
-    return values
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -7,13 +7,13 @@ import torch
 from tqdm import tqdm
 
 from lit_reduce.backbones import Backbone
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.sources import table_rows
 from lit_reduce.evaluate.evaluator import ALL_TOKENS, Results, evaluate
 from lit_reduce.inference.spec import ReducerSpec
 from lit_reduce.plugin import PluginConfig, save_plugin
 from lit_reduce.reducer import Reducer, create
 from lit_reduce.report.accuracy import markdown, summary, write_report
+from lit_reduce.settings.train import TrainSettings
 
 
 def export(settings: TrainSettings, backbone: Backbone, reducer: Reducer, folder: Path) -> PluginConfig:
@@ -49,7 +49,7 @@ def compare(settings: TrainSettings, backbone: Backbone, reducer: Reducer) -> Re
     """Scores the reducer and the baselines on the test rows, at every budget of the table."""
     rows, total = table_rows(settings.data)
     specs = {settings.reducer.name: ReducerSpec(reducer, positions=settings.positions)}
-    specs |= {name: ReducerSpec(create(name)) for name in settings.yardsticks}
+    specs |= {name: ReducerSpec(create(name)) for name in settings.baselines}
     most = backbone.identity.tokens or max(settings.table_budgets)  # 0 where the count depends on the picture
     keeps = [k for k in settings.table_budgets if k <= most]
     with tqdm(total=total, desc="table", unit="row") as bar:
@@ -72,7 +72,7 @@ def notes(settings: TrainSettings, results: Results | None = None, device: torch
     made = (
         f"Trained on `{settings.data.name}` ({settings.data.images} pictures, {settings.steps} steps of "
         f"{settings.pictures * settings.turns} questions, seed {settings.seed})"
-        f"{'' if settings.start is None else ', from the weights of `' + settings.start + '` on'}."
+        f"{'' if settings.init_from is None else ', from the weights of `' + settings.init_from + '` on'}."
     )
     if results is None or device is None:
         return made

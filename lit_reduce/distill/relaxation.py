@@ -8,9 +8,9 @@ from torch import Tensor
 
 from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.seeded_sampling import normal, uniform
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.ops.gates import anneal, concrete, exact_budget, key_bias, mix_noise
 from lit_reduce.reducer import ScoringReducer
+from lit_reduce.settings.train import TrainSettings
 from lit_reduce.tokens import VisualTokens
 
 FLOOR = 1e-6  # weight of a dropped key in the backward pass, so that its score still gets a gradient

@@ -1,7 +1,7 @@
 """``lit-reduce compare``: reducers side by side in one page, with pictures of what each kept."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from lit_reduce.backbones import Backbone
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate.evaluator import ALL_TOKENS, Results, Score
-from lit_reduce.evaluate.run import Named, ScoreSettings, check, finish, open_backbone, questions, score
+from lit_reduce.evaluate.run import Named, check, finish, open_backbone, questions, score
 from lit_reduce.files import write_atomic
 from lit_reduce.inference.spec import ReducerSpec, find_spec, generate, visual_counts
 from lit_reduce.reducer import available
@@ -19,15 +19,7 @@ from lit_reduce.report.html import Example, Panel, page
 from lit_reduce.report.model_view import seen
 from lit_reduce.report.overlay import overlay, paintable
 from lit_reduce.settings import ReducerSettings
-
-
-@dataclass
-class CompareSettings(ScoreSettings):
-    """Settings of ``compare``; ``configs/compare.yaml`` explains each."""
-
-    reducers: list[Any] = field(default_factory=lambda: ["all"])
-    pictures: int = 4
-    pictures_keep: Any = None
+from lit_reduce.settings.compare import CompareSettings
 
 
 def compare(chosen: CompareSettings, named: Named | None = None) -> None:
@@ -39,8 +31,6 @@ def compare(chosen: CompareSettings, named: Named | None = None) -> None:
         UserError: A setting, the data, a picture or a reducer's name is not usable.
     """
     keeps = check(chosen, ".html")
-    if chosen.pictures < 0:
-        raise UserError(f"pictures={chosen.pictures}: give 0 or more")
     shown_at = chosen.pictures_keep if chosen.pictures_keep is not None else sorted(keeps)[(len(keeps) - 1) // 2]
     if shown_at not in keeps:
         raise UserError(f"pictures_keep={shown_at} is not among keep={keeps}")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,32 +17,11 @@ from lit_reduce.evaluate.evaluator import Asked, Results, evaluate
 from lit_reduce.files import check_writable
 from lit_reduce.inference.spec import ReducerSpec, find_spec
 from lit_reduce.report.accuracy import text_table, write_report
-from lit_reduce.settings import BackboneSettings, ReducerSettings
+from lit_reduce.settings.evaluate import EvaluateSettings, ScoreSettings
 from lit_reduce.tokens import Budget
 
 Named = Mapping[str, Callable[[int], Iterable[Row]]]
 """Questions that need no file, by the name that ``data`` takes: how many -> so many rows."""
-
-
-@dataclass
-class ScoreSettings:
-    """What ``evaluate`` and ``compare`` have in common; their files in configs/ explain each setting."""
-
-    backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    keep: Any = 64
-    data: str | None = None
-    out: str = "outputs/report.json"
-    limit: int | None = None
-    max_new_tokens: int = 32
-    batch_size: int = 16
-    runs: int = 5
-
-
-@dataclass
-class EvaluateSettings(ScoreSettings):
-    """Settings of ``evaluate``; ``configs/evaluate.yaml`` explains each."""
-
-    reducer: ReducerSettings = field(default_factory=ReducerSettings)
 
 
 def run(chosen: EvaluateSettings, named: Named | None = None) -> None:
@@ -68,12 +47,8 @@ def check(chosen: ScoreSettings, suffix: str) -> list[int | float]:
     Raises:
         UserError: One of them cannot.
     """
-    for name, least in (("batch_size", 1), ("max_new_tokens", 1), ("runs", 0), ("limit", 1)):
-        if getattr(chosen, name) is not None and getattr(chosen, name) < least:
-            raise UserError(f"{name}={getattr(chosen, name)}: give {least} or more")
+    settings.check(chosen)
     keeps = [Budget.parse(keep).value for keep in (chosen.keep if isinstance(chosen.keep, list) else [chosen.keep])]
-    if not keeps:
-        raise UserError("keep=[] holds no budget: give one or more, as keep=[64,32]")
     if Path(chosen.out).suffix != suffix:
         raise UserError(f"out={chosen.out}: give the report a name that ends in {suffix}")
     check_writable(chosen.out)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,32 +17,21 @@ from lit_reduce.benchmark.bench import watched
 from lit_reduce.benchmark.bench_table import about
 from lit_reduce.benchmark.flops import price
 from lit_reduce.benchmark.latency import alternate, spread
-from lit_reduce.benchmark.phase_timer import CLOCKS
 from lit_reduce.benchmark.profiling import ModuleFlops
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate.compare import find_specs
 from lit_reduce.evaluate.evaluator import ALL_TOKENS, Asked, Results, Score, evaluate, reason
-from lit_reduce.evaluate.run import Named, ScoreSettings, check, open_backbone, questions, score
+from lit_reduce.evaluate.run import Named, check, open_backbone, questions, score
 from lit_reduce.files import atomic_path, check_writable, write_atomic
 from lit_reduce.inference.spec import ReducerSpec, find_spec
 from lit_reduce.plugin import WEIGHTS
 from lit_reduce.report.pareto import pareto
 from lit_reduce.report.seeds import Lines, markdown, summary
 from lit_reduce.settings import ReducerSettings
+from lit_reduce.settings.table import TableSettings
 from lit_reduce.tokens import Budget
 from lit_reduce.version import __version__
-
-
-@dataclass
-class TableSettings(ScoreSettings):
-    """Settings of ``table``; ``configs/table.yaml`` explains each."""
-
-    plugins: str = "checkpoints/pocket"
-    methods: list[str] = field(default_factory=list)
-    yardsticks: list[Any] = field(default_factory=list)
-    answers: str = "outputs/table"
-    clock: str = "wall"
 
 
 def table(chosen: TableSettings, named: Named | None = None) -> None:
@@ -55,8 +44,6 @@ def table(chosen: TableSettings, named: Named | None = None) -> None:
         UserError: A setting, the data, the backbone or a yardstick's name is not usable.
     """
     keeps = check(chosen, ".json")
-    if chosen.clock not in CLOCKS:
-        raise UserError(f"clock={chosen.clock} is not known: use {' or '.join(CLOCKS)}")
     lines, plans = find_lines(chosen, keeps[0])
     rows, backbone = questions(chosen, named or {}), open_backbone(chosen)
     results = answered(chosen, backbone, plans, keeps, rows)
@@ -80,7 +67,7 @@ def find_lines(chosen: TableSettings, keep: int | float) -> tuple[Lines, dict[st
     Raises:
         UserError: Two lines of one name, or an unknown yardstick.
     """
-    plans, broken = find_specs(chosen.yardsticks, keep) if chosen.yardsticks else ({}, {})
+    plans, broken = find_specs(chosen.baselines, keep) if chosen.baselines else ({}, {})
     yardsticks: Lines = {name: {"trained": False, "plans": [name]} for name in plans}
     yardsticks |= {name: {"trained": False, "plans": [], "errors": {name: error}} for name, error in broken.items()}
     lines: Lines = {}

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,8 @@ from lit_reduce.inference.resumable_jsonl import answer_rows
 from lit_reduce.inference.spec import ReducerSpec, find_spec, generate, visual_counts
 from lit_reduce.report.model_view import seen
 from lit_reduce.report.overlay import overlay, paintable
-from lit_reduce.settings import BackboneSettings, ReducerSettings
-
-
-@dataclass
-class PredictSettings:
-    """Settings of ``predict``; ``configs/predict.yaml`` explains each."""
-
-    backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    reducer: ReducerSettings = field(default_factory=ReducerSettings)
-    keep: int | float = 64
-    image: str | None = None
-    prompt: str | None = None
-    input: str | None = None
-    output: str | None = None
-    overlay: str | None = None
-    json: bool = False
-    max_new_tokens: int = 32
-    batch_size: int = 8
-    runs: int = 5
-    on_error: str = "stop"
+from lit_reduce.settings import BackboneSettings
+from lit_reduce.settings.predict import PredictSettings
 
 
 def predict(chosen: PredictSettings) -> None:
@@ -51,11 +32,7 @@ def predict(chosen: PredictSettings) -> None:
     Raises:
         UserError: A setting, a picture, a file or the plug-in is not usable.
     """
-    for name in ("max_new_tokens", "batch_size", "runs"):
-        if getattr(chosen, name) < 1:
-            raise UserError(f"{name}={getattr(chosen, name)}: give 1 or more")
-    if chosen.on_error not in ("stop", "record"):
-        raise UserError(f"on_error={chosen.on_error} is not known: use stop or record")
+    settings.check(chosen)
     if chosen.input is not None or chosen.output is not None:
         _predict_file(chosen)
     else:

@@ -13,6 +13,7 @@ from safetensors import torch as safetensors
 
 from lit_reduce.errors import UserError
 from lit_reduce.files import PathLike
+from lit_reduce.options import with_current_names
 from lit_reduce.plugin import hub
 from lit_reduce.plugin.checks import check_backbone
 from lit_reduce.plugin.format import CONFIG, FILES, WEIGHTS, BackboneId, PluginConfig, brief, read_config, warn_dropped
@@ -126,8 +127,7 @@ def _read_weights(folder: Path, config: PluginConfig) -> dict[str, torch.Tensor]
 def _build(folder: Path, config: PluginConfig, state: dict[str, torch.Tensor]) -> Reducer:
     cls = find(config.reducer)
     fields = dataclasses.fields(cls.config_class)
-    renamed = {entry.metadata["was"]: entry.name for entry in fields if "was" in entry.metadata}
-    config.options = {renamed.get(key, key): value for key, value in config.options.items()}
+    config.options = with_current_names(cls.config_class, config.options)
     known = {entry.name for entry in fields}
     options = {key: value for key, value in config.options.items() if key in known}
     warn_dropped(set(config.options) - known, folder / CONFIG)

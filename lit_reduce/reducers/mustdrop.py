@@ -1,6 +1,6 @@
 """MustDrop: even windows of the picture merge early, and words of the prompt drop tokens later."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_reduce.ops.budgets import geometric_schedule
 from lit_reduce.ops.mergers import mean_pairwise_cosine, merge_mean, to_assignment, windows
 from lit_reduce.ops.selectors import ranks, true_indices
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -16,7 +17,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class MustDropConfig(ReducerConfig):
     """Settings of `MustDrop`."""
 
-    window: int = field(default=3, metadata={"help": "tokens on a side of a window"})
+    window: int = option(3, "tokens on a side of a window", min=1)
 
 
 @register
@@ -69,9 +70,9 @@ class MustDrop(Reducer):
 class MustDropPrefillConfig(ReducerConfig):
     """Settings of `MustDropPrefill`."""
 
-    layers: str = field(default="0.0625,0.1875,0.46875", metadata={"help": "where, as shares of the depth (2, 6, 15)"})
-    mean_threshold: float = field(default=0.001, metadata={"help": "least share of all attention that the words pay"})
-    max_threshold: float = field(default=0.001, metadata={"help": "least attention that one word pays"})
+    layers: str = option("0.0625,0.1875,0.46875", "where, as shares of the depth (2, 6, 15)")
+    mean_threshold: float = option(0.001, "least share of all attention that the words pay")
+    max_threshold: float = option(0.001, "least attention that one word pays")
 
 
 @register
