@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lit_reduce.console import run
 from lit_reduce.errors import UserError
 from lit_reduce.options import option
-from lit_reduce.settings import configs_dir, resolve
+from lit_reduce.settings import check, configs_dir, resolve
 from lit_reduce_pocket.comparing import Distances, comparing
 from lit_reduce_pocket.connect import connect_loss, picture_loss, question_batch
 from lit_reduce_pocket.export import export, start_from
