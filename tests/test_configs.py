@@ -7,11 +7,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from lit_reduce.benchmark.bench import BenchSettings
+from lit_reduce.commands.compare import CompareSettings
+from lit_reduce.commands.evaluate import EvaluateSettings
+from lit_reduce.commands.predict import PredictSettings
+from lit_reduce.commands.table import TableSettings
 from lit_reduce.distill.settings import TrainSettings
-from lit_reduce.evaluate.compare import CompareSettings
-from lit_reduce.evaluate.run import EvaluateSettings
-from lit_reduce.evaluate.table import TableSettings
-from lit_reduce.inference.predict import PredictSettings
 from lit_reduce.reducer import available
 from lit_reduce.settings import BackboneSettings, ReducerSettings, configs_dir, resolve
 

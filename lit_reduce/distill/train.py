@@ -27,13 +27,16 @@ from lit_reduce.distill.relaxation import GATES
 from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.teacher import PIXELS, Teacher
 from lit_reduce.errors import UserError
-from lit_reduce.evaluate.evaluator import ALL_TOKENS, Results, evaluate
+from lit_reduce.evaluate.evaluator import evaluate
+from lit_reduce.evaluate.results import ALL_TOKENS, Results
 from lit_reduce.files import check_writable
 from lit_reduce.inference.spec import ReducerSpec
 from lit_reduce.plugin import FORMAT_VERSION, PluginConfig, create_for, load_plugin, save_plugin
 from lit_reduce.precision import fast_in_bfloat16
 from lit_reduce.reducer import Reducer, create, find
-from lit_reduce.report.accuracy import markdown, summary, write_report
+from lit_reduce.report.markdown import markdown
+from lit_reduce.report.summary import Line, facts, summary
+from lit_reduce.report.write import write_report
 from lit_reduce.runtime.decoder.attention_rows import from_tower
 from lit_reduce.version import __version__
 
@@ -99,10 +102,11 @@ def write_table(
     chosen: TrainSettings, backbone: Backbone, reducer: Reducer, config: PluginConfig, output: Path, plugin: Path
 ) -> None:
     """Compares a plug-in with the yardsticks: the table goes to ``output``, its figures to the card in ``plugin``."""
-    results = compare(chosen, backbone, reducer)
-    report = write_report(results, output / "table.json")
+    results, lines = compare(chosen, backbone, reducer)
+    report = summary(results, lines)
+    write_report(report, output / "table.json")
     own = {name: value for name, value in config.metrics.items() if not isinstance(value, dict)}
-    config.metrics = {**card_metrics(chosen.reducer.name, results), **own}
+    config.metrics = {**card_metrics(chosen.reducer.name, report), **own}
     save_plugin(plugin, reducer, config, {"notes": notes(chosen, results, backbone.model.device)})
     print(markdown(report), end="")
     print(f"table: {output / 'table'}.json, .md, .png")
@@ -297,15 +301,17 @@ def check_checkpoint(path: Path, module: Distiller) -> int:
     return int(checkpoint.get("global_step", 0))
 
 
-def compare(chosen: TrainSettings, backbone: Backbone, reducer: Reducer) -> Results:
-    """Scores the reducer and the yardsticks on the test rows, at every budget of the table."""
+def compare(chosen: TrainSettings, backbone: Backbone, reducer: Reducer) -> tuple[Results, dict[str, Line]]:
+    """Scores the reducer and the baselines on the test rows at every budget of the table; returns the lines as well."""
     rows, total = test_rows(chosen)
-    plans = {chosen.reducer.name: ReducerSpec(reducer, positions=chosen.positions)}
-    plans |= {name: ReducerSpec(create(name)) for name in chosen.yardsticks}
+    specs = {chosen.reducer.name: ReducerSpec(reducer, positions=chosen.positions)}
+    specs |= {name: ReducerSpec(create(name)) for name in chosen.yardsticks}
     most = backbone.identity.tokens or max(chosen.table_budgets)  # 0 where the count depends on the picture
     keeps = [k for k in chosen.table_budgets if k <= most]
+    lines = {name: Line([name], facts=facts(spec)) for name, spec in specs.items()}
     with tqdm(total=total, desc="table", unit="row") as bar:
-        return evaluate(backbone, plans, keeps, rows, chosen.table_batch, bar.update, timing_runs=chosen.runs)
+        results = evaluate(backbone, specs, keeps, rows, chosen.table_batch, bar.update, timing_runs=chosen.runs)
+    return results, lines
 
 
 def test_rows(chosen: TrainSettings) -> tuple[Iterable[Row], int]:
@@ -331,14 +337,14 @@ def plugin_config(chosen: TrainSettings, backbone: Backbone, reducer: Reducer) -
     )  # fmt: skip
 
 
-def card_metrics(name: str, results: Results) -> dict[str, Any]:
+def card_metrics(name: str, report: dict[str, Any]) -> dict[str, Any]:
     """Accuracy with its interval and time to first token by budget, for the model card."""
-    entries = [e for e in summary(results)["scores"] if e["reducer"] in (name, ALL_TOKENS)]
+    entries = [e for e in report["scores"] if e["reducer"] in (name, ALL_TOKENS)]
     by_budget = {"all" if e["keep"] is None else str(e["keep"]): e for e in entries}
     metrics: dict[str, Any] = {"accuracy": {k: [e["accuracy"], e["low"], e["high"]] for k, e in by_budget.items()}}
-    if all("ttft_ms" in e for e in entries):
-        metrics["first_token_ms"] = {k: e["ttft_ms"] for k, e in by_budget.items()}
-        metrics["reducer_ms"] = {k: e["reducer_ms"] for k, e in by_budget.items() if e.get("reducer_ms") is not None}
+    for phase in ("first_token_ms", "reducer_ms"):
+        timed = {k: e[phase]["median"] for k, e in by_budget.items() if phase in e}
+        metrics |= {phase: timed} if timed else {}
     return metrics
 
 

@@ -1,14 +1,6 @@
-"""How a benchmark is told: on which machine it ran, and its figures as a table."""
+"""The report of a benchmark as a table for the terminal."""
 
-import platform
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-import torch
-import transformers
-
-from lit_reduce.backbones import Backbone
 
 HEAD = (
     f"{'batch':>5}{'keep':>7}{'first token ms':>17}{'prefill ms [quartiles]':>27}{'speed-up':>10}{'of FLOPs':>10}"
@@ -16,25 +8,7 @@ HEAD = (
 )
 
 
-def about(backbone: Backbone) -> dict[str, Any]:
-    """Date, machine and versions: a time means nothing without them."""
-    model = backbone.model
-    cuda = model.device.type == "cuda"
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": torch.cuda.get_device_name(model.device) if cuda else _processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": model.config.get_text_config()._attn_implementation,
-        "weights_bytes": sum(weight.nbytes for weight in model.parameters()),
-        "memory": "peak of torch's allocator above the weights",
-        "flops": "multiply-add = 2; see lit_reduce/evaluate/cost.py for what is left out",
-    }
-
-
-def table(report: dict[str, Any]) -> str:
+def bench_table(report: dict[str, Any]) -> str:
     """One line for the plain backbone and one for each budget, by batch size.
 
     ``speed-up`` is the plain prefill over this one, the median over turns; ``of FLOPs`` that over the ratio of the
@@ -61,13 +35,3 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['reducer_ms']['median']:>12.2f}{row['reducer_share']:>7.1%}"
         f"{row['kv_bytes'] / 1e6:>8.1f}{row['peak_bytes'] / 1e6:>9.1f}"
     )
-
-
-def _processor() -> str:
-    """The name of the CPU, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from lit_reduce.backbones import Backbone, load_backbone
+from lit_reduce.commands.predict import PredictSettings, predict
 from lit_reduce.distill.settings import DataSettings, TrainSettings
 from lit_reduce.distill.train import fresh_reducer, machine, plugin_config, train, write_table
 from lit_reduce.errors import UserError
-from lit_reduce.inference.predict import PredictSettings, predict
 from lit_reduce.plugin import load_plugin, save_plugin
 from lit_reduce.settings import BackboneSettings, ReducerSettings
 

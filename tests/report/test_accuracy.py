@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from lit_reduce.report.accuracy import markdown, summary, text_table, write_report
 from PIL import Image
 
 from lit_reduce.benchmark.latency import Timing
 from lit_reduce.evaluate.evaluator import ALL_TOKENS, Results, Score
-from lit_reduce.report.accuracy import markdown, summary, text_table, write_report
 from lit_reduce.report.plots import plot
 
 RESULTS = Results(
