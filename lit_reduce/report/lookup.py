@@ -44,7 +44,7 @@ def span(entry: dict[str, Any], prefix: str = "") -> str:
 
 
 def failures(report: dict[str, Any]) -> list[str]:
-    """One sentence for each reducer or seed that failed, with the budgets and the reason; and for what was not timed."""
+    """One sentence for each reducer or seed that failed or was not timed, with the budgets and the reason."""
     reasons: dict[tuple[str, str], list[str]] = {}
     untimed = []
     for entry in report["scores"]:

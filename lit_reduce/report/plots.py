@@ -51,7 +51,7 @@ def plot(report: dict[str, Any], path: str | Path | BinaryIO) -> None:
     figure.suptitle(f"{report['backbone']}: {report['rows']} questions, 95% intervals", fontsize=11)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside right center")
-    figure.savefig(path, **({} if isinstance(path, str | Path) else {"format": "png"}))
+    figure.savefig(path)  # an open file gets matplotlib's default, PNG
 
 
 def styles(report: dict[str, Any]) -> dict[str, dict[str, Any]]:

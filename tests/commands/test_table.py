@@ -93,7 +93,7 @@ def test_one_command_scores_counts_and_times(chosen: Callable[..., TableSettings
             assert entry["first_token_ms"]["median"] > entry["prefill_ms"]["median"] > 0
     assert "no plug-in at" in found["atp", 9]["error"]
     text = (docs / "table.md").read_text()
-    assert re.search(r"\| atp +\| missing \| missing \|", text)
+    assert re.search(r"\| atp +\| missing +\| missing +\|", text)
     assert "- atp failed at 9, 4: no plug-in at" in text
     with Image.open(docs / "table.png") as picture:
         assert picture.size == (2000, 768)
