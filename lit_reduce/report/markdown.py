@@ -55,7 +55,7 @@ def _accuracy(report: dict[str, Any]) -> Cell:
 
 
 def _relative(report: dict[str, Any]) -> str:
-    """Relative accuracy with its interval, and the spread over seeds where there are several."""
+    """Relative accuracy with its interval; where there are trained reducers, their seeds and weights as well."""
 
     def cell(entry: dict[str, Any]) -> str:
         if "relative" not in entry:
@@ -64,12 +64,12 @@ def _relative(report: dict[str, Any]) -> str:
         return f"{percent(entry, 'relative')} {span(entry, 'relative_')}{tail}"
 
     keeps, found = report["keeps"], entries(report)
-    rows = [
-        [name, *_facts(report["reducers"][name]), *(cell(found[name, keep]) for keep in keeps)]
-        for name in ranked(report)
-    ]
+    facts = {name: _facts(report["reducers"][name]) for name in ranked(report)}
+    trained = any(one.get("trained") for one in report["reducers"].values())
+    rows = [[name, *(facts[name] if trained else ()), *(cell(found[name, keep]) for keep in keeps)] for name in facts]
     several = " ± standard deviation over seeds" if any("spread" in entry for entry in report["scores"]) else ""
-    table = markdown_table(["reducer", "seeds", "weights", *(f"keep {keep}" for keep in keeps)], rows)
+    header = ["reducer", *(("seeds", "weights") if trained else ()), *(f"keep {keep}" for keep in keeps)]
+    table = markdown_table(header, rows)
     return f"Accuracy relative to all tokens in %, [95 % interval over questions]{several}.\n\n{table}"
 
 
