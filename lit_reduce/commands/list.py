@@ -1,4 +1,4 @@
-"""``lit-reduce list``: the reducers, what they do and where they come from; then the plug-ins under checkpoints/."""
+"""``lit-reduce list``: the reducers, what they do and where they come from; then the plug-ins."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,11 @@ from lit_reduce.console import columns
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import CONFIG, read_config
 from lit_reduce.reducer import available
+from lit_reduce.registry import plugin_folders
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command, which takes no settings.
+    """Run the command, which takes no settings; plug-ins are those under checkpoints/ and of installed references.
 
     Raises:
         UserError: There are settings.
@@ -23,16 +24,19 @@ def main(argv: Sequence[str]) -> None:
         for name, cls in available().items()
     ]  # fmt: skip
     print(columns(("reducer", "kind", "site", "use", "signals", "paper"), reducers), end="")
-    plugins = [_plugin(path.parent) for path in sorted(Path("checkpoints").rglob(CONFIG))]
+    folders = {str(path.parent): path.parent for path in sorted(Path("checkpoints").rglob(CONFIG))}
+    here = {folder.resolve() for folder in folders.values()}
+    folders |= {name: folder for name, folder in plugin_folders().items() if folder.resolve() not in here}
+    plugins = [_plugin(name, folder) for name, folder in folders.items()]
     if plugins:
         print("\n" + columns(("plug-in", "reducer", "backbone", "budgets"), plugins), end="")
 
 
-def _plugin(folder: Path) -> tuple[str, str, str, str]:
+def _plugin(name: str, folder: Path) -> tuple[str, str, str, str]:
     """The line of a plug-in."""
     try:
         config = read_config(folder)
     except UserError:
-        return str(folder), "damaged", "-", "-"
+        return name, "damaged", "-", "-"
     budgets = f"{min(config.budgets)}-{max(config.budgets)}" if config.budgets else "-"
-    return str(folder), config.reducer, config.backbone.id, budgets
+    return name, config.reducer, config.backbone.id, budgets
