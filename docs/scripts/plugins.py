@@ -157,28 +157,32 @@ def add_figures(folder: Path, report: dict[str, Any]) -> None:
 
     Accuracy is the plug-in's own; relative to all tokens it is the mean over seeds, with its interval.
     """
-    whole = report["whole"]["accuracy"]
-    for name, line in report["lines"].items():
-        budgets = {at: each for at, each in line.get("budgets", {}).items() if "relative" in each}
-        for number, plan in enumerate(line["plans"] if line["trained"] else []):
-            if not budgets or not (folder / plan / CONFIG).is_file() or (folder / plan / TABLE).is_file():
+    whole = report["scores"][0]["accuracy"]
+    for name, facts in report["reducers"].items():
+        budgets = by_budget(report, name)
+        for number, seed in enumerate(facts["seeds"] if facts["trained"] else []):
+            if not budgets or not (folder / seed / CONFIG).is_file() or (folder / seed / TABLE).is_file():
                 continue
-            reducer, config = load_plugin(folder / plan)
-            costs = report["costs"].get(name, {})
-            timed = {at: costs[at] for at in budgets if "first_token_ms" in costs.get(at, {})}
+            reducer, config = load_plugin(folder / seed)
+            timed = {at: each for at, each in budgets.items() if "first_token_ms" in each}
             config.metrics = {
                 "accuracy": {"all": whole} | {at: each["each"][number] * whole for at, each in budgets.items()},
                 "of_all_tokens": {at: [each["relative"], each["relative_low"], each["relative_high"]]
                                   for at, each in budgets.items()},
-                **{phase: {at: cost[phase]["median"] for at, cost in timed.items()}
+                **{phase: {at: each[phase]["median"] for at, each in timed.items()}
                    for phase in ("first_token_ms", "reducer_ms") if timed},
                 **{key: value for key, value in config.metrics.items() if not isinstance(value, dict)},
             }  # fmt: skip
-            made = notes(resolved([f"config={folder / plan / SETTINGS}"]))
-            scored = f"Scored on {report['rows']} test questions; of_all_tokens: mean over {len(line['plans'])} seeds."
+            made = notes(resolved([f"config={folder / seed / SETTINGS}"]))
+            scored = f"Scored on {report['rows']} test questions; of_all_tokens: mean over {len(facts['seeds'])} seeds."
             save_plugin(
-                folder / plan, reducer, config, {"notes": " ".join([made, scored, *shortfalls(budgets, report)])}
+                folder / seed, reducer, config, {"notes": " ".join([made, scored, *shortfalls(budgets, report)])}
             )
+
+
+def by_budget(report: dict[str, Any], name: str) -> dict[str, Any]:
+    """The entries of one reducer that are relative to all tokens, by budget."""
+    return {str(each["keep"]): each for each in report["scores"] if each["reducer"] == name and "relative" in each}
 
 
 def shortfalls(budgets: dict[str, Any], report: dict[str, Any]) -> list[str]:
@@ -186,8 +190,8 @@ def shortfalls(budgets: dict[str, Any], report: dict[str, Any]) -> list[str]:
     found = [
         f"{name} at {at}"
         for name in ("pool", "fastervlm")
-        for at, baseline in report["lines"].get(name, {}).get("budgets", {}).items()
-        if at in budgets and budgets[at]["relative"] <= baseline.get("relative", 0)
+        for at, baseline in by_budget(report, name).items()
+        if at in budgets and budgets[at]["relative"] <= baseline["relative"]
     ]
     return [f"No better than {', '.join(found)} tokens."] if found else []
 

@@ -8,11 +8,14 @@ from tqdm import tqdm
 
 from lit_reduce.backbones import Backbone
 from lit_reduce.distill.sources import table_rows
-from lit_reduce.evaluate.evaluator import ALL_TOKENS, Results, evaluate
+from lit_reduce.evaluate.evaluator import evaluate
+from lit_reduce.evaluate.results import ALL_TOKENS, Results
 from lit_reduce.inference.spec import ReducerSpec
 from lit_reduce.plugin import PluginConfig, save_plugin
 from lit_reduce.reducer import Reducer, create
-from lit_reduce.report.accuracy import markdown, summary, write_report
+from lit_reduce.report.markdown import markdown
+from lit_reduce.report.summary import Line, facts, summary
+from lit_reduce.report.write import write_report
 from lit_reduce.settings.train import TrainSettings
 
 
@@ -36,34 +39,37 @@ def write_table(
     settings: TrainSettings, backbone: Backbone, reducer: Reducer, config: PluginConfig, output: Path, plugin: Path
 ) -> None:
     """Compares a plug-in with the baselines: the table goes to ``output``, its figures to the card in ``plugin``."""
-    results = compare(settings, backbone, reducer)
-    report = write_report(results, output / "table.json")
+    results, lines = compare(settings, backbone, reducer)
+    report = summary(results, lines)
+    write_report(report, output / "table.json")
     own = {name: value for name, value in config.metrics.items() if not isinstance(value, dict)}
-    config.metrics = {**card_metrics(settings.reducer.name, results), **own}
+    config.metrics = {**card_metrics(settings.reducer.name, report), **own}
     save_plugin(plugin, reducer, config, {"notes": notes(settings, results, backbone.model.device)})
     print(markdown(report), end="")
     print(f"table: {output / 'table'}.json, .md, .png")
 
 
-def compare(settings: TrainSettings, backbone: Backbone, reducer: Reducer) -> Results:
-    """Scores the reducer and the baselines on the test rows, at every budget of the table."""
+def compare(settings: TrainSettings, backbone: Backbone, reducer: Reducer) -> tuple[Results, dict[str, Line]]:
+    """Scores the reducer and the baselines on the test rows at every budget of the table; returns the lines as well."""
     rows, total = table_rows(settings.data)
     specs = {settings.reducer.name: ReducerSpec(reducer, positions=settings.positions)}
     specs |= {name: ReducerSpec(create(name)) for name in settings.baselines}
     most = backbone.identity.tokens or max(settings.table_budgets)  # 0 where the count depends on the picture
     keeps = [k for k in settings.table_budgets if k <= most]
+    lines = {name: Line([name], facts=facts(spec)) for name, spec in specs.items()}
     with tqdm(total=total, desc="table", unit="row") as bar:
-        return evaluate(backbone, specs, keeps, rows, settings.table_batch, bar.update, timing_runs=settings.runs)
+        results = evaluate(backbone, specs, keeps, rows, settings.table_batch, bar.update, timing_runs=settings.runs)
+    return results, lines
 
 
-def card_metrics(name: str, results: Results) -> dict[str, Any]:
+def card_metrics(name: str, report: dict[str, Any]) -> dict[str, Any]:
     """Accuracy with its interval and time to first token by budget, for the model card."""
-    entries = [e for e in summary(results)["scores"] if e["reducer"] in (name, ALL_TOKENS)]
+    entries = [e for e in report["scores"] if e["reducer"] in (name, ALL_TOKENS)]
     by_budget = {"all" if e["keep"] is None else str(e["keep"]): e for e in entries}
     metrics: dict[str, Any] = {"accuracy": {k: [e["accuracy"], e["low"], e["high"]] for k, e in by_budget.items()}}
-    if all("ttft_ms" in e for e in entries):
-        metrics["first_token_ms"] = {k: e["ttft_ms"] for k, e in by_budget.items()}
-        metrics["reducer_ms"] = {k: e["reducer_ms"] for k, e in by_budget.items() if e.get("reducer_ms") is not None}
+    for phase in ("first_token_ms", "reducer_ms"):
+        timed = {k: e[phase]["median"] for k, e in by_budget.items() if phase in e}
+        metrics |= {phase: timed} if timed else {}
     return metrics
 
 

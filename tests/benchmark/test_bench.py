@@ -8,11 +8,13 @@ from families import FAMILIES
 
 from lit_reduce.backbones import load_backbone, shapes
 from lit_reduce.benchmark import flops as cost
-from lit_reduce.benchmark.bench import BenchSettings, bench, named_spec, run
+from lit_reduce.benchmark.bench import bench, named_spec
+from lit_reduce.commands.bench import run
 from lit_reduce.errors import UserError
 from lit_reduce.inference.spec import ReducerSpec
 from lit_reduce.reducer import create
 from lit_reduce.settings import BackboneSettings, ReducerSettings
+from lit_reduce.settings.bench import BenchSettings
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +61,7 @@ def test_a_killed_run_keeps_the_batch_sizes_that_are_done(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return bench(*args)
 
-    monkeypatch.setattr("lit_reduce.benchmark.bench.bench", until_two)
+    monkeypatch.setattr("lit_reduce.commands.bench.bench", until_two)
     with pytest.raises(KeyboardInterrupt):
         run(chosen(tmp_path, batch=[1, 2]))
     assert {row["batch"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]} == {1}

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 from lit_reduce.backbones import Backbone, load_backbone
+from lit_reduce.commands.predict import predict
 from lit_reduce.distill.export import machine, plugin_config, write_table
 from lit_reduce.distill.initial import initial_reducer
 from lit_reduce.distill.train import train
 from lit_reduce.errors import UserError
-from lit_reduce.inference.predict import PredictSettings, predict
 from lit_reduce.plugin import load_plugin, save_plugin
 from lit_reduce.settings import BackboneSettings, ReducerSettings
+from lit_reduce.settings.predict import PredictSettings
 from lit_reduce.settings.train import DataSettings, TrainSettings
 
 

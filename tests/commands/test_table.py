@@ -1,7 +1,7 @@
 """The table of trained reducers: seeds together, what is missing in its place, nothing asked twice."""
 
 import json
-import statistics
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,13 @@ from noise import noise
 from PIL import Image
 
 from lit_reduce.backbones import load_backbone
+from lit_reduce.commands.table import table
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate import evaluator as suite
-from lit_reduce.evaluate.bootstrap import ratio_interval
-from lit_reduce.evaluate.evaluator import ALL_TOKENS, Results, Score
-from lit_reduce.evaluate.table import TableSettings, table
+from lit_reduce.evaluate.results import ALL_TOKENS
 from lit_reduce.plugin import FORMAT_VERSION, PluginConfig, create_for, save_plugin
-from lit_reduce.report.pareto import frontier, pareto, points
-from lit_reduce.report.seeds import cell, markdown, missed, ranked, summary
 from lit_reduce.settings import BackboneSettings
+from lit_reduce.settings.table import TableSettings
 from lit_reduce.version import __version__
 
 
@@ -35,6 +33,10 @@ def plugin(folder: Path, tiny_folder: Path, name: str, seed: int) -> None:
         budgets=[4, 9], positions="keep", library_version=__version__,
     )  # fmt: skip
     save_plugin(folder, reducer, config)
+
+
+def scores(path: Path) -> dict[tuple[str, Any], dict[str, Any]]:
+    return {(entry["reducer"], entry["keep"]): entry for entry in json.loads(path.read_text())["scores"]}
 
 
 @pytest.fixture
@@ -75,33 +77,34 @@ def test_one_command_scores_counts_and_times(chosen: Callable[..., TableSettings
     assert {path.name for path in docs.iterdir()} == {f"table.{end}" for end in ("json", "md", "png", "settings.yaml")}
     assert (docs / "table.md").read_text() in said
     report = json.loads((docs / "table.json").read_text())
-    assert list(report["lines"]) == ["covipal", "packer", "atp", "grid", "fastv"]
-    covipal = report["lines"]["covipal"]
-    assert covipal["plans"] == ["covipal", "covipal-seed1"]
+    assert list(report["reducers"]) == ["covipal", "packer", "atp", "grid", "fastv"]
+    covipal = report["reducers"]["covipal"]
+    assert covipal["seeds"] == ["covipal", "covipal-seed1"]
     weights = tmp_path / "plugins" / "covipal" / "reducer.safetensors"
     assert covipal["bytes"] == weights.stat().st_size
     assert covipal["parameters"] * 4 < covipal["bytes"] < covipal["parameters"] * 4 + 20_000
-    assert covipal["budgets"]["9"]["seeds"] == 2
-    whole = report["costs"][ALL_TOKENS]["all"]
+    found = scores(docs / "table.json")
+    assert found["covipal", 9]["seeds"] == 2
+    whole = found[ALL_TOKENS, None]
     for name in ("covipal", "packer", "grid", "fastv"):
-        for keep in ("9", "4"):
-            cost = report["costs"][name][keep]
-            assert cost["flops"]["prefill"] < whole["flops"]["prefill"]
-            assert (cost["flops"]["reducer"] > 0) == (name in ("covipal", "packer"))
-            assert cost["first_token_ms"]["median"] > cost["prefill_ms"]["median"] > 0
-    assert "no plug-in at" in report["lines"]["atp"]["budgets"]["9"]["error"]
+        for keep in (9, 4):
+            entry = found[name, keep]
+            assert entry["flops"]["prefill"] < whole["flops"]["prefill"]
+            assert (entry["flops"]["reducer"] > 0) == (name in ("covipal", "packer"))
+            assert entry["first_token_ms"]["median"] > entry["prefill_ms"]["median"] > 0
+    assert "no plug-in at" in found["atp", 9]["error"]
     text = (docs / "table.md").read_text()
-    assert "| atp | 0 | - | missing | missing |" in text
-    assert "- atp: " in text
+    assert re.search(r"\| atp +\| missing +\| missing +\|", text)
+    assert "- atp failed at 9, 4: no plug-in at" in text
     with Image.open(docs / "table.png") as picture:
-        assert picture.size == (1536, 832)
+        assert picture.size == (2000, 768)
 
 
 def test_nothing_is_asked_twice_and_a_further_plug_in_alone(
     chosen: Callable[..., TableSettings], tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table(chosen(runs=0))
-    before = json.loads((tmp_path / "docs" / "table.json").read_text())
+    before = scores(tmp_path / "docs" / "table.json")
     asked: list[str] = []
     real = suite.generate
 
@@ -112,15 +115,13 @@ def test_nothing_is_asked_twice_and_a_further_plug_in_alone(
     monkeypatch.setattr(suite, "generate", watched)
     table(chosen(runs=0))
     assert asked == []
-    again = json.loads((tmp_path / "docs" / "table.json").read_text())
-    assert again["lines"] == before["lines"]
+    assert scores(tmp_path / "docs" / "table.json") == before
     plugin(tmp_path / "plugins" / "packer-seed1", tiny_folder, "packer", 7)
     table(chosen(runs=0))
     assert set(asked) == {"packer"}
-    more = json.loads((tmp_path / "docs" / "table.json").read_text())
-    assert more["lines"]["covipal"] == before["lines"]["covipal"]
-    assert more["lines"]["packer"]["budgets"]["9"]["seeds"] == 2
-    assert len(more["lines"]["packer"]["budgets"]["9"]["each"]) == 2
+    more = scores(tmp_path / "docs" / "table.json")
+    assert more["covipal", 9] == before["covipal", 9]
+    assert more["packer", 9]["seeds"] == len(more["packer", 9]["each"]) == 2
     plugin(tmp_path / "plugins" / "packer-seed1", tiny_folder, "packer", 8)  # trained anew: asked anew
     asked.clear()
     table(chosen(runs=0))
@@ -140,15 +141,15 @@ def test_what_fails_is_told_and_tried_again(
 
     monkeypatch.setattr(GridReducer, "reduce", breaks)
     table(chosen(runs=0))
-    report = json.loads((tmp_path / "docs" / "table.json").read_text())
+    found = scores(tmp_path / "docs" / "table.json")
     text = (tmp_path / "docs" / "table.md").read_text()
-    assert report["lines"]["grid"]["budgets"]["9"]["error"] == "RuntimeError: no grid today"
-    assert "reducer.safetensors" in report["lines"]["packer"]["budgets"]["4"]["error"]
-    assert "- grid: RuntimeError: no grid today\n" in text
-    assert "| grid |  | 0 | failed | failed |" in text
+    assert found["grid", 9]["error"] == "RuntimeError: no grid today"
+    assert "reducer.safetensors" in found["packer", 4]["error"]
+    assert "- grid failed at 9, 4: RuntimeError: no grid today\n" in text
+    assert re.search(r"\| grid +\| failed +\| failed +\|", text)
     monkeypatch.setattr(GridReducer, "reduce", real)
     table(chosen(runs=0))
-    assert "grid: " not in (tmp_path / "docs" / "table.md").read_text()
+    assert "grid failed" not in (tmp_path / "docs" / "table.md").read_text()
     with pytest.raises(UserError, match="two lines for packer"):
         table(chosen(methods=["packer", "packer"]))
     with pytest.raises(UserError, match="clock=sun"):
@@ -173,63 +174,14 @@ def test_a_budget_that_fails_costs_one_question(
 
     monkeypatch.setattr(GridReducer, "reduce", few)
     table(chosen(runs=0))
-    budgets = json.loads((tmp_path / "docs" / "table.json").read_text())["lines"]["grid"]["budgets"]
-    assert budgets["9"]["error"] == "RuntimeError: 4 at most"
-    assert budgets["4"]["seeds"] == 1
+    found = scores(tmp_path / "docs" / "table.json")
+    assert found["grid", 9]["error"] == "RuntimeError: 4 at most"
+    assert found["grid", 4]["seeds"] == 1
     assert asked.count(9) == 1
     asked.clear()
     table(chosen(runs=0))  # what succeeded is kept, what failed is tried on one question
     assert asked == [9, 4]  # the latter to count its FLOPs
-    assert json.loads((tmp_path / "docs" / "table.json").read_text())["lines"]["grid"]["budgets"] == budgets
+    assert scores(tmp_path / "docs" / "table.json") == found
     monkeypatch.setattr(GridReducer, "reduce", real)
     table(chosen(runs=0))
-    assert json.loads((tmp_path / "docs" / "table.json").read_text())["lines"]["grid"]["budgets"]["9"]["seeds"] == 1
-
-
-def made() -> Results:
-    whole = Score(ALL_TOKENS, None, 36, [1.0, 1.0, 1.0, 0.0])
-    scores = [
-        Score("a", 9, 9.0, [1.0, 1.0, 0.0, 0.0]),
-        Score("a-seed1", 9, 8.0, [1.0, 1.0, 1.0, 1.0]),
-        Score("a-seed2", 9, error="torn"),
-        Score("b", 9, 9.0, [0.0, 0.0, 1.0, 0.0]),
-    ]
-    return Results("tiny", 4, 36, [whole, *scores], ["x", "x", "y", "y"])
-
-
-LINES: dict[str, Any] = {
-    "b": {"trained": False, "plans": ["b"]},
-    "a": {"trained": True, "plans": ["a", "a-seed1", "a-seed2"], "parameters": 12000, "bytes": 50_000, "errors": {}},
-    "c": {"trained": True, "plans": [], "errors": {"c": "no plug-in at c"}},
-}
-
-
-def test_seeds_are_averaged_and_their_spread_is_told() -> None:
-    found = cell(made(), LINES["a"], 9)
-    assert (found["seeds"], found["kept_tokens"], found["errors"]) == (2, 8.5, {"a-seed2": "torn"})
-    assert found["accuracy"] == pytest.approx(0.75)
-    assert found["each"] == pytest.approx([2 / 3, 4 / 3])
-    assert found["relative"] == pytest.approx(1.0)
-    assert found["spread"] == pytest.approx(statistics.stdev([2 / 3, 4 / 3]))
-    assert found["families"] == {"x": 1.0, "y": 0.5}
-    mean, whole = torch.tensor([1.0, 1.0, 0.5, 0.5]), torch.tensor([1.0, 1.0, 1.0, 0.0])
-    assert (found["relative_low"], found["relative_high"]) == ratio_interval(mean, whole)
-    report = summary(made(), LINES, [9]) | {"costs": {ALL_TOKENS: {"all": {}}}}
-    assert ranked(report) == ["a", "c", "b"]
-    text = markdown(report)
-    assert "| a | 3 | 12 k, 0.1 MB | **100.0** [" in text
-    assert "± 47.1 |" in text
-    assert "| b |  | 0 | 33.3 [" in text
-    assert missed(report) == ["a-seed2: torn", "c: no plug-in at c"]
-
-
-def test_the_frontier_and_the_picture(tmp_path: Path) -> None:
-    assert frontier([(3, 90), (1, 80), (2, 70), (3, 95), (4, 95)]) == [(1, 80), (3, 95)]
-    report = summary(made(), LINES, [9])
-    time = {"median": 20.0, "low": 19.0, "high": 22.0}
-    report["costs"] = {"a": {"9": {"first_token_ms": time}}, ALL_TOKENS: {"all": {"first_token_ms": time}}}
-    assert points(report) == {"a": [(20.0, pytest.approx(100.0))]}
-    pareto(report, tmp_path / "a.png")
-    report["costs"] = {ALL_TOKENS: {"all": {}}}  # nothing was timed
-    pareto(report, tmp_path / "b.png")
-    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+    assert scores(tmp_path / "docs" / "table.json")["grid", 9]["seeds"] == 1

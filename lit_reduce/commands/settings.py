@@ -1,0 +1,22 @@
+"""``lit-reduce settings``: the reference of all settings; ``--write`` writes it into a checkout, for its maintainers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_reduce.errors import UserError
+from lit_reduce.settings.reference import pages, write
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the reference page, or with ``--write`` every generated file below the current folder.
+
+    Raises:
+        UserError: There are other words.
+    """
+    if argv and list(argv) != ["--write"]:
+        raise UserError(f"settings takes no settings, but got {argv[0]}")
+    if not argv:
+        print(pages()["docs/settings.md"], end="")
+        return
+    for path in write(Path.cwd()):
+        print(path)
