@@ -1,4 +1,4 @@
-"""``lit-reduce settings``: the reference of all settings; ``--write`` writes it into a checkout, for its maintainers."""
+"""``lit-reduce settings``: the reference of all settings; ``--write`` writes it into a checkout."""
 
 from collections.abc import Sequence
 from pathlib import Path
