@@ -60,7 +60,7 @@ def test_dropping_equals_hiding_in_prefill(tiny, batch, reducer, reference, help
     expected = tiny.model(**reference(batch, reducer)).logits
     with attach(tiny.model, reducer, keep=helpers.keep) as attached:
         logits = tiny.model(**batch).logits
-    seen = attached.logical.selected
+    seen = attached.prompt_map.selected
     assert logits.shape == expected.shape
     assert float((logits - expected)[seen].abs().max()) < TOLERANCE
     assert not logits[~seen].any()
@@ -301,7 +301,7 @@ def test_renumber_closes_the_gaps(tiny, batch, helpers):
         out = tiny.model.generate(**batch, **helpers.greedy)
     with attach(tiny.model, reducer, keep=helpers.keep) as kept:
         other = tiny.model.generate(**batch, **helpers.greedy)
-    order, valid = kept.logical.order, kept.logical.valid
+    order, valid = kept.prompt_map.order, kept.prompt_map.valid
     features = tiny.model.get_image_features(batch["pixel_values"]).pooler_output
     embeds = tiny.model.get_input_embeddings()(batch["input_ids"])
     embeds = embeds.masked_scatter((batch["input_ids"] == 3)[..., None], torch.cat(list(features)))

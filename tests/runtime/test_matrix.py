@@ -99,7 +99,7 @@ def test_dropping_equals_hiding(family, reducer):
     expected = tiny.model.generate(**reference, **steps)
     with attach(tiny.model, method, keep=KEEP) as attached:
         logits = tiny.model(**tiny.inputs).logits
-        seen = attached.logical.selected
+        seen = attached.prompt_map.selected
         out = tiny.model.generate(**tiny.inputs, **steps)
     assert 0 < attached.stats.kept < attached.stats.total == int((tiny.inputs["input_ids"] == tiny.token).sum())
     assert float((logits - prefill)[seen].abs().max()) < TOLERANCE
@@ -217,7 +217,7 @@ def test_bfloat16():
         expected = model(**hide(tiny, inputs, create("random"), KEEP)).logits
         with attach(model, create("random"), keep=KEEP) as attached:
             logits = model(**inputs).logits
-        assert float((logits - expected)[attached.logical.selected].abs().max()) < 0.15
+        assert float((logits - expected)[attached.prompt_map.selected].abs().max()) < 0.15
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])

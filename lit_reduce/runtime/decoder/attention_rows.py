@@ -1,4 +1,4 @@
-"""What reducers inside the language model may ask of its layers: a few attention rows, never a whole map."""
+"""Rows of attention that reducers inside the language model read from its layers, never a whole map."""
 
 from itertools import chain
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from lit_reduce.runtime.attention.probe import AttentionProbe
 from lit_reduce.runtime.attention.signals import Signal
 from lit_reduce.runtime.cache_compat import CACHE
 from lit_reduce.runtime.decoder.prefill_state import Picture, PrefillState, Prompt
-from lit_reduce.runtime.decoder.slot_cache import take
+from lit_reduce.runtime.gather import gather_rows
 
 ROWS = frozenset({"last", "text_rows", "image_rows"})  # read from a decoder layer's attention
 # What the language model itself gives; all else comes from the tower.
@@ -88,7 +88,7 @@ def looking(flow: PrefillState, most: int = 64) -> dict[int, Looks]:
 
 
 class AttentionRows:
-    """Taps on the layers whose attention reducers rank by, in place only while a prompt is read.
+    """Probes on the layers whose attention reducers rank by, in place only while a prompt is read.
 
     Attributes:
         pictures: For each layer of this pass, the images with their columns among the layer's keys.
@@ -97,16 +97,16 @@ class AttentionRows:
     def __init__(self, lm: Any) -> None:
         self.layers = lm.layers
         self.pictures: dict[int, list[Picture]] = {}
-        self._taps: dict[int, AttentionProbe] = {}
+        self._probes: dict[int, AttentionProbe] = {}
         self._looks: dict[int, dict[int, Looks]] = {}
         self._ahead = self._image = False
         self._text = self._text_mask = torch.empty(0)
 
     def start(self, prompt: Prompt, embeds: Tensor, decoder: Reducer | None, cache: Reducer | None) -> None:
-        """Place the taps that this prompt's stages need."""
+        """Place the probes that this prompt's stages need."""
         self.stop()
         self._text_mask = prompt.text_mask
-        self._text = take(embeds, prompt.text, 1) * prompt.text_mask[..., None]
+        self._text = gather_rows(embeds, prompt.text, 1) * prompt.text_mask[..., None]
         self._ahead = decoder is not None and any(0 in picture.stages for picture in prompt.pictures)
         asked = [decoder.signals if decoder is not None else (), cache.signals if cache is not None else ()]
         self._image = any(Signal.parse(text).name == "image_rows" for text in chain(*asked))
@@ -116,13 +116,13 @@ class AttentionRows:
                 for stage in stages if reducer is not None else ():
                     wanted |= set(sources(reducer, stage, len(self.layers)).values())  # type: ignore[arg-type]
         for layer in wanted:
-            self._taps[layer] = AttentionProbe(self.layers[layer].self_attn).__enter__()
+            self._probes[layer] = AttentionProbe(self.layers[layer].self_attn).__enter__()
 
     def stop(self) -> None:
-        """Take the taps away; what was read goes with them."""
-        for tap in self._taps.values():
-            tap.__exit__()
-        self._taps = {}
+        """Take the probes away; what was read goes with them."""
+        for probe in self._probes.values():
+            probe.__exit__()
+        self._probes = {}
         self.pictures, self._looks = {}, {}
 
     def ahead(self, layer: Any, hidden: Tensor, kwargs: dict[str, Any], flow: PrefillState) -> None:
@@ -130,7 +130,7 @@ class AttentionRows:
 
         Of a conversation that goes on, the rows are those of the new prompt alone.
         """
-        if not self._ahead or 0 not in self._taps:
+        if not self._ahead or 0 not in self._probes:
             return
         self.aim(0, flow, 0)
         mask = kwargs.get("attention_mask")
@@ -141,14 +141,14 @@ class AttentionRows:
     def aim(self, layer: int, flow: PrefillState, offset: int) -> None:
         """Before a layer runs: which rows to read, and where the keys of its tokens begin."""
         self.pictures[layer] = [picture.moved(picture.columns + offset) for picture in flow.pictures]
-        if layer in self._taps:
+        if layer in self._probes:
             looks = self._looks[layer] = looking(flow) if self._image else {}
             wide = max((look.first + len(look.columns) for look in looks.values()), default=0)
             index = flow.text.new_zeros(len(flow.text), wide)
             for picture in flow.pictures if looks else ():
                 look = looks[picture.number]
                 index[picture.row, look.first : look.first + len(look.columns)] = look.columns
-            self._taps[layer].asked = torch.cat([flow.last[:, None], flow.text, index], 1)
+            self._probes[layer].asked = torch.cat([flow.last[:, None], flow.text, index], 1)
 
     def read(self, reducer: Reducer, stage: int, group: list[Picture]) -> dict[str, Tensor]:
         """The signals of some pictures of equal count, at a reducer's stage."""
@@ -157,16 +157,18 @@ class AttentionRows:
         out = {"text": self._text[samples], "text_mask": mask, "size": torch.stack([p.size for p in group])}
         out |= {"place": torch.stack([p.kept_indices for p in group]), "gate": torch.stack([p.open for p in group])}
         for text, layer in sources(reducer, stage, len(self.layers)).items():
-            attention = self._taps[layer].rows[-1].mean(1)[samples]  # over heads: [G, 1 + T, keys]
+            attention = self._probes[layer].rows[-1].mean(1)[samples]  # over heads: [G, 1 + T, keys]
             columns = torch.stack([self._columns(layer, picture) for picture in group])
             name, words = Signal.parse(text).name, 1 + mask.shape[1]
             if name == "image_rows":
                 looks = [self._looks[layer][picture.number] for picture in group]
                 mine = torch.stack([words + torch.arange(len(x.columns), device=mask.device) + x.first for x in looks])
-                rows, real = take(attention, mine, 1), torch.stack([x.real for x in looks])
+                rows, real = gather_rows(attention, mine, 1), torch.stack([x.real for x in looks])
             else:
                 rows, real = (attention[:, :1], mask.new_ones(1)) if name == "last" else (attention[:, 1:words], mask)
-            found = take(rows, columns, 2).masked_fill(~real[..., None], 0)  # rows of padding, perhaps not numbers
+            found = gather_rows(rows, columns, 2).masked_fill(
+                ~real[..., None], 0
+            )  # rows of padding, perhaps not numbers
             out[text] = found[:, 0] if name == "last" else found
         for text in reducer.signals - out.keys():
             given = [picture.given[text] for picture in group if text in picture.given]

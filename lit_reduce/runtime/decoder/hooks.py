@@ -1,11 +1,11 @@
-"""Reducers at work inside the language model: between its layers, beside its keys and in its cache.
+"""Hooks that run reducers inside the language model: between its layers and in its cache.
 
-Hooks stand before each decoder layer. transformers goes on counting all tokens; the hooks narrow what a layer computes
-on, give it the mask that fits, and tell its cache layer which slots its keys have (see `slots`). While nothing is
-dropped they touch nothing.
+A hook runs before each decoder layer. transformers goes on counting all tokens; the hooks narrow what a layer computes
+on, give it the mask that fits, and tell its cache layer which slots its keys have (see `slot_cache`). While nothing is
+dropped they change nothing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,59 +18,57 @@ from transformers.utils.generic import is_flash_attention_requested
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.cache_compat import CACHE, cache_in
-from lit_reduce.runtime.call import call, kept, now
-from lit_reduce.runtime.decoder.attention_rows import AttentionRows, sources
+from lit_reduce.runtime.call import call_reducer, kept_mask, now
+from lit_reduce.runtime.decoder.attention_rows import AttentionRows
 from lit_reduce.runtime.decoder.prefill_state import Picture, PrefillState, Prompt
 from lit_reduce.runtime.decoder.run import tracked
-from lit_reduce.runtime.decoder.slot_cache import PAD, Entries, Extra, StaticSlotLayer, install, slotted, take
+from lit_reduce.runtime.decoder.slot_cache import PAD, Entries, StaticSlotLayer, install, slotted
+from lit_reduce.runtime.gather import gather_rows
+from lit_reduce.runtime.patches import ModelHooks, Patches
 from lit_reduce.tokens import Course, VisualTokens
 
-Recall = Callable[[PrefillState], Extra]
 
-
-class DecoderHooks:
-    """The hooks of a decoder and, at most, one reducer between its layers and one at its cache.
+class DecoderHooks(ModelHooks):
+    """The hooks of a decoder for, at most, one reducer between its layers and one at its cache.
 
     Attributes:
         decoder: Acts between layers: drops, merges, or (kind ``skip``) lets tokens pass by a layer.
         cache: Acts once, at the end of the prompt: from the first decode step on its keys are gone.
         progress: Of training, see `Course`; None at inference.
-        recall: Keys and values that some layers see beside their own, by layer; called once for each prompt.
         counts: Tokens of each image that each layer worked on in the last prompt.
         cached: Visual keys that each layer's cache holds after it, where a reducer acts there.
         pictures: The images with what was left of them at the end, in the last layer.
-        spent: Milliseconds that reducers took in the last call, the reading of their signals apart.
+        elapsed_ms: Milliseconds that reducers took in the last call, the reading of their signals apart.
     """
 
-    def __init__(self, model: Any, decoder: Reducer | None = None, cache: Reducer | None = None) -> None:
+    def __init__(
+        self, model: Any, decoder: Reducer | None = None, cache: Reducer | None = None, progress: float | None = None
+    ) -> None:
+        super().__init__()
         self.model, self.lm = model, model.get_decoder()
-        self.decoder, self.cache = decoder, cache
-        self.recall: dict[int, Recall] = {}
-        self.progress: float | None = None
+        self.decoder, self.cache, self.progress = decoder, cache, progress
         self.rows = AttentionRows(self.lm)
         self._prompt: Prompt | None = None
         self._flow: PrefillState | None = None
         self._store: Cache | None = None
         self._passed: tuple[PrefillState, Tensor, Tensor | None] | None = None
-        self.clear()
-        self._handles = [
-            self.lm.register_forward_pre_hook(self._enter, with_kwargs=True),
-            self.lm.register_forward_hook(self._leave),
-        ]
-        for number, layer in enumerate(self.lm.layers):
-            self._handles.append(layer.register_forward_pre_hook(partial(self._before, number), with_kwargs=True))
-            if decoder is not None and decoder.kind == "skip":
-                self._handles.append(layer.register_forward_hook(self._rejoin))
-        # Models that add visual features between their first layers (Qwen3-VL) do so at all places of the prompt.
         self._deepstack = getattr(self.lm, "_deepstack_process", None)
+        self.clear()
+
+    def _patch(self, patches: Patches) -> None:
+        patches.pre_hook(self.lm, self._enter, with_kwargs=True)
+        patches.hook(self.lm, self._leave)
+        for number, layer in enumerate(self.lm.layers):
+            patches.pre_hook(layer, partial(self._before, number), with_kwargs=True)
+            if self.decoder is not None and self.decoder.kind == "skip":
+                patches.hook(layer, self._rejoin)
+        # Models that add visual features between their first layers (Qwen3-VL) do so at all places of the prompt.
         if self._deepstack is not None:
-            vars(self.lm)["_deepstack_process"] = self._deepstack_reduced
+            patches.set(self.lm, "_deepstack_process", self._deepstack_reduced)
 
     def remove(self) -> None:
         """Take the hooks away; harmless when repeated."""
-        for handle in self._handles:
-            handle.remove()
-        vars(self.lm).pop("_deepstack_process", None)
+        super().remove()
         self._rest()
 
     def clear(self) -> None:
@@ -78,11 +76,11 @@ class DecoderHooks:
         self.counts: list[list[int]] = []
         self.cached: list[int] = []
         self.pictures: list[Picture] = []
-        self.spent = 0.0
+        self.elapsed_ms = 0.0
 
     @contextmanager
     def reading(self, prompt: Prompt | None) -> Iterator[None]:
-        """While it lasts, the next pass through the language model reads this prompt."""
+        """Within the ``with`` block the next pass through the language model reads this prompt."""
         self.clear()
         self._prompt = prompt
         try:
@@ -155,41 +153,22 @@ class DecoderHooks:
             args, self._flow = (hidden, *args[1:]), flow
             self.counts.append([picture.count for picture in flow.pictures])
         store = None if self._store is None else self._store.layers[number]
-        extra = self._extra(number, layer, flow)
         if flow.index is not None:
-            kwargs["position_embeddings"] = tuple(take(t, flow.index, 1) for t in kwargs["position_embeddings"])
+            kwargs["position_embeddings"] = tuple(gather_rows(t, flow.index, 1) for t in kwargs["position_embeddings"])
             # Only flash attention reads these, to guess packed samples: gaps would look like packing.
             kwargs["position_ids"] = None
-        slots = flow.slots if extra is None else torch.cat([extra.slots, flow.slots], 1)
-        padded = flow.padded or (extra is not None and not bool(extra.valid.all()))
-        plain = flow.index is None and extra is None
-        if not plain or (store is not None and not store.plain):
-            fixed = isinstance(store, StaticSlotLayer)
-            keys = slots if store is None else store.key_slots(slots, flow.length)
-            kwargs["attention_mask"] = flow.mask(
-                kwargs.get("attention_mask"),
-                keys,
-                padded or fixed or (store is not None and store.padded),
-                extra is not None or number in self.recall,
-                is_flash_attention_requested(layer.self_attn.config),
-            )
+        if flow.index is not None or (store is not None and not store.plain):
+            keys = flow.slots if store is None else store.key_slots(flow.slots, flow.length)
+            padded = flow.padded or isinstance(store, StaticSlotLayer) or (store is not None and store.padded)
+            flash = is_flash_attention_requested(layer.self_attn.config)
+            kwargs["attention_mask"] = flow.mask(kwargs.get("attention_mask"), keys, padded, flash)
         if flow.prompt is not None:
             kwargs["attention_mask"] = mask = flow.gated(kwargs.get("attention_mask"), args[0].dtype)
             args = (tracked(args[0], mask), *args[1:])
-            offset = (0 if store is None else store.before()) + slots.shape[1] - flow.slots.shape[1]
-            self.rows.aim(number, flow, offset)
+            self.rows.aim(number, flow, 0 if store is None else store.before())
         if store is not None:
-            store.expect(Entries(flow.slots, flow.length, extra, plain, padded))
-        elif extra is not None:
-            kwargs[CACHE] = _Beside(extra)
+            store.expect(Entries(flow.slots, flow.length, flow.index is None, flow.padded))
         return args, kwargs
-
-    def _extra(self, number: int, layer: Any, flow: PrefillState) -> Extra | None:
-        if number not in self.recall or flow.prompt is None:
-            return None
-        if layer.training and getattr(layer, "gradient_checkpointing", False):
-            raise UserError("gradient checkpointing takes extra keys away from a layer; switch it off for recall")
-        return self.recall[number](flow)
 
     def _stage(self, number: int, flow: PrefillState, hidden: Tensor) -> tuple[Tensor, PrefillState]:
         """Reduce the pictures that have fewer tokens from this layer on."""
@@ -207,8 +186,8 @@ class DecoderHooks:
             columns = torch.stack([p.columns for p in group])
             given = self.rows.read(self.decoder, number, group)
             tokens = VisualTokens(hidden[rows, columns], group[0].grid, given, number, self._course(group))
-            reduction = call(self.decoder, tokens, min(group[0].stages[number], tokens.count - 1))
-            stay = kept(reduction, tokens.count)
+            reduction = call_reducer(self.decoder, tokens, min(group[0].stages[number], tokens.count - 1))
+            stay = kept_mask(reduction, tokens.count)
             if reduction.features is not None:
                 places = columns.gather(1, reduction.kept_indices)
                 real = slice(None) if reduction.valid is None else reduction.valid
@@ -231,7 +210,7 @@ class DecoderHooks:
             self._passed, flow = (flow, passing, update), flow.copy()
         flow.pictures = [here.get(p.number, p) for p in flow.pictures]
         hidden = flow.narrow(hidden, gone)
-        self.spent += 1000 * (now(hidden) - start)
+        self.elapsed_ms += 1000 * (now(hidden) - start)
         return hidden, flow
 
     def _due(self, number: int, picture: Picture) -> bool:
@@ -271,15 +250,15 @@ class DecoderHooks:
                     columns = torch.stack([p.columns for p in group])
                     keys = layer.keys.transpose(1, 2)[samples, columns].flatten(2)
                     tokens = VisualTokens(keys, group[0].grid, self.rows.read(self.cache, number, group), number)
-                    reduction = call(self.cache, tokens, group[0].cached[number])
+                    reduction = call_reducer(self.cache, tokens, group[0].cached[number])
                     if reduction.features is not None:
                         raise ValueError(f"reducer '{self.cache.name}' must not make new tokens at the cache")
-                    stay = kept(reduction, tokens.count)
+                    stay = kept_mask(reduction, tokens.count)
                     keep[samples, columns] = stay
                     less |= {p.number: p.only(x.nonzero()[:, 0]) for p, x in zip(group, stay, strict=True)}
                 layer.evict(keep)
                 left = [less.get(p.number, p) for p in left]
-                self.spent += 1000 * (now(keep) - start)
+                self.elapsed_ms += 1000 * (now(keep) - start)
             self.cached.append(sum(p.count for p in left))
         self.pictures = left
 
@@ -292,40 +271,10 @@ class DecoderHooks:
         return self._deepstack(hidden, now, features[rank.gather(1, flow.index)[now]])  # type: ignore[no-any-return, misc]
 
 
-class _Beside:
-    """Stands in for the cache of one layer when there is none, as in training: it only adds the extra entries."""
-
-    def __init__(self, extra: Extra) -> None:
-        self.extra = extra
-
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.extra.keys, keys], 2), torch.cat([self.extra.values, values], 2)
-
-
 def _weighted(hidden: Tensor, stays: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """What tokens ``[B, n, D]`` are that pass a layer by, and what its update ``[B, n, 1]`` of the others counts."""
     weight = weight[..., None]
     return torch.where(stays[..., None], hidden, hidden * weight), torch.where(stays[..., None], weight, 1)
-
-
-def stages_of(reducer: Reducer, depth: int, tokens: int, keep: int) -> dict[int, int]:
-    """`Reducer.stages`, checked.
-
-    Raises:
-        UserError: layers that the decoder lacks, no layer at all, counts that rise, or a signal that no layer before
-            the first stage has.
-    """
-    stages = dict(sorted(reducer.stages(depth, tokens, keep).items()))
-    if not stages or min(stages) < 0 or max(stages) >= depth:
-        where = ", ".join(map(str, stages)) or "none"
-        raise UserError(f"'{reducer.name}' acts before layers {where}; this decoder has the layers 0 to {depth - 1}")
-    counts = list(stages.values())
-    rises = reducer.site != "cache" and reducer.kind != "skip" and counts != sorted(counts, reverse=True)
-    if rises or min(counts) < 1 or max(counts) > tokens:
-        raise UserError(f"'{reducer.name}' cannot keep {counts} of {tokens} tokens at its layers")
-    for stage in stages:
-        sources(reducer, stage, depth)
-    return stages
 
 
 def _groups(pictures: list[Picture], budgets: list[int]) -> list[list[Picture]]:

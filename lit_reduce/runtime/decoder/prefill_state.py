@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lit_reduce.backbones.families import Grid
 from lit_reduce.errors import UserError
-from lit_reduce.runtime.decoder.slot_cache import EXTRA, PAD, left_padded, take
+from lit_reduce.runtime.decoder.slot_cache import PAD
 from lit_reduce.runtime.encode import IGNORE, placeholders
+from lit_reduce.runtime.gather import gather_filled, gather_rows, left_padded, right_padded
 
 CLOSED = 1e-9  # weight of a key whose gate is shut
 
@@ -130,9 +131,9 @@ class Prompt:
             for i, (start, place, grid) in enumerate(zip(starts, columns.split(list(counts)), grids, strict=True))
         ]
         words = asked & ~visual
-        text = torch.argsort((~words).int(), dim=1, stable=True)[:, : int(words.sum(1).max())]
+        text, text_mask = right_padded(words)
         place = torch.arange(ids.shape[1], device=ids.device)
-        return cls(pictures, real, text, words.gather(1, text), (asked * place).argmax(1))
+        return cls(pictures, real, text, text_mask, (asked * place).argmax(1))
 
     def repeat(self, times: int) -> "Prompt":
         """The prompt of a batch whose samples were each repeated, for beams or several answers."""
@@ -203,12 +204,12 @@ class PrefillState:
             pictures.append(picture)
         order, valid, self.padded = left_padded(keep)
         self.index = order if self.index is None else self.index.gather(1, order)
-        self.slots = self.slots.gather(1, order).masked_fill(~valid, PAD)
+        self.slots = gather_filled(self.slots, order, valid, PAD)
         # Where each old column went: its rank among the kept ones, behind the padding.
         moved = (keep.cumsum(1) - 1 + order.shape[1] - keep.sum(1, keepdim=True)).clamp(min=0)
         self.pictures = [p.moved(moved[p.row, p.columns]) for p in pictures]
         self.text, self.last = moved.gather(1, self.text), moved.gather(1, self.last[:, None])[:, 0]
-        return take(hidden, order, 1)
+        return gather_rows(hidden, order, 1)
 
     def spread(self, hidden: Tensor, over: Tensor, before: "PrefillState | None" = None) -> Tensor:
         """Put ``hidden`` ``[B, n, D]`` back into ``over``: all tokens of the pass, or those of an earlier state."""
@@ -223,37 +224,34 @@ class PrefillState:
         index = index[..., None].expand_as(hidden)
         return over.scatter(1, index, torch.where(valid, hidden, over.gather(1, index)))
 
-    def mask(self, mask: Tensor | None, keys: Tensor, padded: bool, extra: bool, flash: bool) -> Tensor | None:
-        """The mask of this layer: the logical one, read at the slots of its queries and keys.
+    def mask(self, mask: Tensor | None, keys: Tensor, padded: bool, flash: bool) -> Tensor | None:
+        """The attention mask of this layer: the logical mask, read at the slots of its queries and keys.
 
         Args:
             mask: Logical mask as transformers made it: None, ``[B, K]`` for flash attention, or ``[B, 1, Q, K]``,
                 boolean or additive.
             keys: ``[B, k]``, the slots of the layer's keys.
             padded: Whether some of these are `PAD`.
-            extra: Whether some of them are `EXTRA`.
             flash: Whether the layer runs flash attention.
         """
-        seen, shown = keys != PAD, keys == EXTRA
-        queries = self.slots.shape[1]
+        seen, queries = keys != PAD, self.slots.shape[1]
         if mask is None:  # causal, without padding
             # A kernel's own causal mask is right where keys and queries are the same tokens, or one query sees all.
-            if not padded and (queries == 1 or flash or (keys.shape[1] == queries and not extra)):
+            if not padded and (queries == 1 or flash or keys.shape[1] == queries):
                 return None
             if flash:
                 return seen
             causal = keys[:, None] <= self.slots[..., None]
-            return (causal & seen[:, None] | shown[:, None] | self._blind())[:, None]
+            return (causal & seen[:, None] | self._blind())[:, None]
         columns = keys.clamp(min=0)
         if mask.ndim == 2:  # padding only: order is kept, so what is causal stays causal
-            return take(mask, columns, 1).bool() & seen | shown
+            return gather_rows(mask, columns, 1).bool() & seen
         if self.index is not None:
-            mask = take(mask, self.index, 2)
-        mask = take(mask, columns, 3)
-        seen, shown = seen[:, None, None], shown[:, None, None]
+            mask = gather_rows(mask, self.index, 2)
+        mask, seen = gather_rows(mask, columns, 3), seen[:, None, None]
         if mask.dtype == torch.bool:
-            return mask & seen | shown | self._blind()[:, None]
-        return mask.masked_fill(~seen, torch.finfo(mask.dtype).min).masked_fill(shown, 0)
+            return mask & seen | self._blind()[:, None]
+        return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
 
     def gated(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """The mask of this layer, with the logarithms of the visual keys' gates added where they are not all open.
@@ -261,7 +259,7 @@ class PrefillState:
         A token always sees itself in full, so that no row is left without a key.
 
         Args:
-            mask: As `mask` made it, or transformers; keys of other passes and extra keys stand before this pass's.
+            mask: As `mask` made it, or transformers; keys of other passes stand before this pass's.
             dtype: Of the hidden states.
         """
         pictures = [picture for picture in self.pictures if picture.gate is not None]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lit_reduce.backbones.families import family_of
 from lit_reduce.errors import UserError
-from lit_reduce.runtime.compact import positions_of
 from lit_reduce.runtime.encode import KINDS, placeholders
-from lit_reduce.runtime.visual import Visual
+from lit_reduce.runtime.positions import positions_of
+from lit_reduce.runtime.visual import VisualOutput
 
 BESIDE = ("token_type_ids", "mm_token_type_ids")
 
@@ -31,8 +31,8 @@ def run_decoder(
     Args:
         model: The frozen backbone.
         inputs: ``input_ids`` and ``attention_mask`` ``[B, L]``, and ``position_ids`` where they have gaps: either the
-            full prompt with all that the processor made for it, or what `compact` returned.
-        features: One ``[n_i, D]`` for each image, then for each video; by default those that `compact` put into
+            full prompt with all that the processor made for it, or what `shorten` returned.
+        features: One ``[n_i, D]`` for each image, then for each video; by default those that `shorten` put into
             ``inputs``.
         key_bias: One ``[n_i]`` for each image, added to the attention logits of that key in every layer and head:
             0 shows a token, the dtype's lowest value hides it (the training gate).
@@ -84,9 +84,9 @@ def embed(model: Any, ids: Tensor, features: Sequence[Tensor]) -> Tensor:
 
 def _visual(
     model: Any, ids: Tensor, features: Sequence[Tensor] | Tensor, deepstack: Sequence[Sequence[Tensor]]
-) -> dict[str, Visual]:
+) -> dict[str, VisualOutput]:
     """The features as the model's own tower would have given them, images first."""
-    rows, found = list(features), dict[str, Visual]()
+    rows, found = list(features), dict[str, VisualOutput]()
     start, counts = 0, [len(x) for x in rows]
     for kind in KINDS:
         wanted, end = int(placeholders(model, ids, kind).sum()), start
@@ -94,7 +94,7 @@ def _visual(
             end += 1
         if end > start:
             levels = [list(level[start:end]) for level in deepstack]
-            found[kind] = Visual.of(rows[start:end], levels)
+            found[kind] = VisualOutput.of(rows[start:end], levels)
         start = end
     return found
 

@@ -339,7 +339,7 @@ def test_every_family_looks_back_or_says_why_not(family, name):
                 alone = tiny.model(**one(tiny, 1)).logits[0, -1]
     with attach(tiny.model, "pool", keep=0.4) as attached:
         pooled = tiny.model(**tiny.inputs).logits
-    seen = attached.logical.selected
+    seen = attached.prompt_map.selected
     assert torch.equal(found[0.0][seen], pooled[seen])
     assert float((found[0.04] - pooled)[:, -1].abs().max()) > 0.05
     torch.testing.assert_close(found[0.04][1, -1], alone, atol=TOLERANCE, rtol=0)

@@ -232,7 +232,7 @@ def test_tower_and_projector_together():
         tiny.model.generate(**tiny.inputs, **GREEDY)
         left = encode(tiny.model, tiny.inputs).kept_indices
     assert (attached.stats.kept, attached.stats.total) == (18, 108)
-    assert all(set(a.tolist()) < set(b.tolist()) for a, b in zip(attached.logical.kept_indices, left, strict=True))
+    assert all(set(a.tolist()) < set(b.tolist()) for a, b in zip(attached.prompt_map.kept_indices, left, strict=True))
 
 
 def sizes_do_not_count(monkeypatch):

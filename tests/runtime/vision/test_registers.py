@@ -218,7 +218,7 @@ def test_reducers_behind_it_get_what_is_left():
         left = encode(tiny.model, tiny.inputs).kept_indices
     assert attached.stats.total == 108
     assert attached.stats.kept == 12
-    assert all(set(a.tolist()) < set(b.tolist()) for a, b in zip(attached.logical.kept_indices, left, strict=True))
+    assert all(set(a.tolist()) < set(b.tolist()) for a, b in zip(attached.prompt_map.kept_indices, left, strict=True))
 
 
 def patches_see_registers(monkeypatch):
