@@ -175,7 +175,9 @@ def test_adaptive_counts_differ_and_follow_the_budget():
         with attach(tiny.model, reducer, keep=keep) as attached:
             tiny.model(**tiny.inputs)
         means.append(sum(attached.prompt_map.per_layer) / 3)
-        assert attached.stats.layers[0] == round(sum(attached.prompt_map.per_layer) * 5 - sum(attached.stats.layers[1:]))
+        assert attached.stats.layers[0] == round(
+            sum(attached.prompt_map.per_layer) * 5 - sum(attached.stats.layers[1:])
+        )
     assert means[0] < means[1] < means[2]
 
 

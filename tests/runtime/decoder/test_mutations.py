@@ -62,8 +62,8 @@ def report_the_physical_length(monkeypatch):
 def read_one_row_too_early(monkeypatch):
     def wrong(self, layer, flow, offset):
         aim(self, layer, flow, offset)
-        if layer in self._taps:
-            self._taps[layer].asked = (self._taps[layer].asked - 1).clamp(min=0)
+        if layer in self._probes:
+            self._probes[layer].asked = (self._probes[layer].asked - 1).clamp(min=0)
 
     monkeypatch.setattr(AttentionRows, "aim", wrong)
 
