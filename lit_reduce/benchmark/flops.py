@@ -17,7 +17,7 @@ from lit_reduce.backbones.families import family_of
 from lit_reduce.backbones.towers import ATTENTION, MLP, part, tower_of
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.handlers import handlers_for
-from lit_reduce.runtime.site import LayerTokens
+from lit_reduce.runtime.layer_tokens import LayerTokens
 from lit_reduce.tokens import Budget
 
 CONV = (nn.Conv2d, nn.Conv3d)

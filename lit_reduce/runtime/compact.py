@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_reduce.backbones.families import Grid
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.call import call_reducer, now
-from lit_reduce.runtime.encode import IGNORE, KINDS, Encoded, encoder_keys, placeholders
+from lit_reduce.runtime.encode import IGNORE, MEDIA, Encoded, encoder_keys, placeholders
 from lit_reduce.runtime.gather import gather_filled, gather_positions, left_padded
 from lit_reduce.runtime.positions import check_positions, positions_of, prompt_positions
 from lit_reduce.runtime.prompt_map import Memory, PromptMap
@@ -117,12 +117,12 @@ def shorten(
     if encoded.kept_indices:  # the tower has reduced already
         kept_indices = [first[row] for first, row in zip(encoded.kept_indices, rows, strict=True)]
     mask = torch.ones_like(ids) if mask is None else mask
-    places = inputs.get("position_ids")
-    places = positions_of(model, inputs, mask) if places is None else places
+    position_ids = inputs.get("position_ids")
+    position_ids = positions_of(model, inputs, mask) if position_ids is None else position_ids
 
     selected, vision_inputs = mask.bool(), encoder_keys(model)
     short = {key: value for key, value in inputs.items() if key not in vision_inputs}
-    for kind in KINDS:
+    for kind in MEDIA:
         if mine := encoded.of(kind):
             stays = [_marked(kept_indices[i], encoded.counts[i]) for i in mine]
             selected = selected.masked_scatter(placeholders(model, ids, kind), torch.cat(stays))
@@ -132,11 +132,11 @@ def shorten(
     before, after = encoded.counts, [len(x) for x in images.features]
     if before == after:
         order, valid = torch.arange(ids.shape[1], device=ids.device).expand_as(ids), selected
-        short |= {"attention_mask": mask, "position_ids": places}
+        short |= {"attention_mask": mask, "position_ids": position_ids}
     else:
         order, valid, _ = left_padded(selected)
         short |= {"input_ids": gather_filled(ids, order, valid, _pad(model)), "attention_mask": valid.long()}
-        short["position_ids"] = gather_positions(places, order)
+        short["position_ids"] = gather_positions(position_ids, order)
         for name, fill in ALONGSIDE.items():
             if inputs.get(name) is not None:
                 short[name] = gather_filled(inputs[name], order, valid, fill)
@@ -146,7 +146,16 @@ def shorten(
         model.base_model.rope_deltas = model.base_model.rope_deltas + (mask.sum(1) - valid.sum(1))[:, None]
     elapsed = 1000 * (now(ids) - start) + encoded.elapsed_ms + images.elapsed_ms
     return short, PromptMap(
-        selected, order, valid, places, kept_indices, encoded.grids, before, after, elapsed, memories=images.memories
+        selected,
+        order,
+        valid,
+        position_ids,
+        kept_indices,
+        encoded.grids,
+        before,
+        after,
+        elapsed,
+        memories=images.memories,
     )
 
 

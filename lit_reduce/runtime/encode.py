@@ -18,7 +18,7 @@ from lit_reduce.tokens import VisualTokens
 
 SIGNALS = TOWER | {"text", "size"}
 IGNORE = -100  # label of a token that is not an answer
-KINDS = ("image", "video")
+MEDIA = ("image", "video")
 T = TypeVar("T")
 
 
@@ -149,13 +149,13 @@ def trace(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), fa
 
 def encoder_keys(model: Any) -> frozenset[str]:
     """Names of the inputs that only the vision tower reads."""
-    keys = {name for kind in KINDS if _reader(model, kind) for name in _parameters(_reader(model, kind))}
+    keys = {name for kind in MEDIA if _reader(model, kind) for name in _parameters(_reader(model, kind))}
     return frozenset(keys)
 
 
 def placeholders(model: Any, ids: Tensor, kind: str | None = None) -> Tensor:
     """``[B, L]``, true where a visual token stands: of any kind, or of images or videos alone."""
-    tokens = [getattr(model.config, f"{own}_token_id", None) for own in (KINDS if kind is None else (kind,))]
+    tokens = [getattr(model.config, f"{own}_token_id", None) for own in (MEDIA if kind is None else (kind,))]
     mask = torch.zeros_like(ids, dtype=torch.bool)
     for token in tokens:
         mask = mask if token is None else mask | (ids == token)

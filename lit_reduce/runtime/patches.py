@@ -68,10 +68,10 @@ class ModelHooks:
         """Change the model; an exception on the way leaves it as it was."""
         try:
             self._patch(self._patches)
+            return self
         except BaseException:
             self.remove()
             raise
-        return self
 
     def remove(self) -> None:
         """Undo all changes; harmless when repeated."""

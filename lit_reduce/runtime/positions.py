@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_reduce.errors import UserError
-from lit_reduce.runtime.encode import KINDS, placeholders
+from lit_reduce.runtime.encode import MEDIA, placeholders
 
 MODES = ("keep", "renumber")
 
@@ -46,7 +46,7 @@ def positions_behind(model: Any, counted: Tensor, inputs: Mapping[str, Any]) -> 
         inputs: Their ids, mask and images.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    kinds = sum(placeholders(model, ids, kind).long() * number for number, kind in enumerate(KINDS, 1))
+    kinds = sum(placeholders(model, ids, kind).long() * number for number, kind in enumerate(MEDIA, 1))
     sizes = {name: x for name, x in inputs.items() if name.endswith(("_grid_thw", "_grid_ts"))}
     from_zero, _ = model.base_model.get_rope_index(ids, mm_token_type_ids=kinds, attention_mask=mask, **sizes)
     first = counted.masked_fill(mask == 0, torch.iinfo(counted.dtype).max).amin(-1, keepdim=True)

@@ -6,7 +6,8 @@ from typing import Any
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.compact import ReducedImages, reduce_images
 from lit_reduce.runtime.encode import Encoded
-from lit_reduce.runtime.site import LayerTokens, SiteHandler
+from lit_reduce.runtime.layer_tokens import LayerTokens
+from lit_reduce.runtime.site import SiteHandler
 from lit_reduce.tokens import Budget
 
 

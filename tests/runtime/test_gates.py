@@ -161,10 +161,10 @@ def test_a_reducer_is_told_how_its_images_came_there(progress):
 def test_gates_need_a_mask_that_can_be_added_to():
     tiny = build("llava")
     _, inside = logits(tiny, tiny.inputs, Gating(), 0.0)
-    inside._flow = None
+    inside._state = None
     from lit_reduce.runtime.decoder.prefill_state import PrefillState
 
-    flow = PrefillState(None, 2, 4, 0, torch.device("cpu"))
-    flow.pictures = [picture.gated(torch.ones(36)) for picture in inside.pictures]
+    state = PrefillState(None, 2, 4, 0, torch.device("cpu"))
+    state.pictures = [picture.gated(torch.ones(36)) for picture in inside.pictures]
     with pytest.raises(UserError, match="sdpa or eager"):
-        flow.gated(torch.ones(2, 4), torch.float32)
+        state.gated(torch.ones(2, 4), torch.float32)

@@ -80,7 +80,7 @@ def compress(model: Any, reducer: Any, inputs: Mapping[str, Any], encoded: Encod
     """
     start = now(inputs["input_ids"])
     full, _ = shorten(model, inputs, encoded, unreduced(encoded))
-    ids, mask, places = full["input_ids"], full["attention_mask"].bool(), full["position_ids"]
+    ids, mask, position_ids = full["input_ids"], full["attention_mask"].bool(), full["position_ids"]
     if sorted(encoded.samples) != list(range(len(ids))):
         raise UserError(f"'{reducer.name}' takes exactly one picture in each prompt; ask about them one by one")
     visual = placeholders(model, ids)
@@ -93,7 +93,7 @@ def compress(model: Any, reducer: Any, inputs: Mapping[str, Any], encoded: Encod
     cache = DynamicCache(config=model.get_decoder().config)
     with torch.no_grad():
         model.base_model(
-            **first, attention_mask=valid.long(), position_ids=gather_positions(places, order), use_cache=True,
+            **first, attention_mask=valid.long(), position_ids=gather_positions(position_ids, order), use_cache=True,
             **{CACHE: cache}, mm_encoder_outputs=full["mm_encoder_outputs"],
         )  # fmt: skip
     if cache.get_seq_length() != order.shape[1]:
@@ -113,7 +113,7 @@ def compress(model: Any, reducer: Any, inputs: Mapping[str, Any], encoded: Encod
     with _hooked(model, PARTS, add):
         model.get_decoder()(
             inputs_embeds=embeds.to(encoded.features[0].dtype), attention_mask=seen,
-            position_ids=gather_positions(places, own),
+            position_ids=gather_positions(position_ids, own),
             use_cache=True, **{CACHE: cache},
         )  # fmt: skip
     return CompressedKV(found["k"], found["v"], encoded, images, words, 1000 * (now(ids) - start))

@@ -15,7 +15,8 @@ from lit_reduce.runtime.decoder.compressed_kv import CompressedKV, check_project
 from lit_reduce.runtime.decoder.schedule import stages_of
 from lit_reduce.runtime.decoder.site import check_layers
 from lit_reduce.runtime.encode import Encoded
-from lit_reduce.runtime.site import LayerTokens, Option, ShortPrompt, SiteHandler, Sites
+from lit_reduce.runtime.layer_tokens import LayerTokens
+from lit_reduce.runtime.site import Option, ShortPrompt, SiteHandler, Sites
 
 
 class CompressedKVSite(SiteHandler):

@@ -1,155 +1,17 @@
 """One pass of a prompt through the language model, in which later layers work on fewer tokens than earlier ones."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_reduce.backbones.families import Grid
 from lit_reduce.errors import UserError
+from lit_reduce.runtime.decoder.prompt import ImageTokens, Prompt
 from lit_reduce.runtime.decoder.slot_cache import PAD
-from lit_reduce.runtime.encode import IGNORE, placeholders
-from lit_reduce.runtime.gather import gather_filled, gather_rows, left_padded, right_padded
+from lit_reduce.runtime.gather import gather_filled, gather_rows, left_padded
 
 CLOSED = 1e-9  # weight of a key whose gate is shut
-
-
-@dataclass(frozen=True)
-class Picture:
-    """The visual tokens of one image inside the language model; what changes makes a new one.
-
-    Attributes:
-        number: Tells the pictures of a prompt apart.
-        row: Which sample of the batch it stands in.
-        grid: Frames, rows and columns where it entered.
-        columns: ``[n]``, where its tokens stand among the tokens that the layer at hand works on.
-        kept_indices: ``[n]``, which of the image's first tokens they are.
-        size: ``[n]``, how many of the first tokens each stands for.
-        given: Signals from before the language model, one entry a token.
-        stages: How many tokens stay from before each decoder layer on.
-        cached: How many keys stay in each layer's cache at the end of the prompt.
-        entered: Tokens with which it entered.
-        keep: Its budget.
-        gate: ``[n]``, how far each token is open to the attention of others; None when all of them are.
-        since: The layer of its last stage.
-        spent: Tokens that the layers before that one worked on, summed.
-    """
-
-    number: int
-    row: int
-    grid: Grid
-    columns: Tensor
-    kept_indices: Tensor
-    size: Tensor
-    given: dict[str, Tensor] = field(default_factory=dict)
-    stages: dict[int, int] = field(default_factory=dict)
-    cached: dict[int, int] = field(default_factory=dict)
-    entered: int = 0
-    keep: int = 0
-    gate: Tensor | None = None
-    since: int = 0
-    spent: Tensor | float = 0.0
-
-    @property
-    def open(self) -> Tensor:
-        """``[n]``, the gates."""
-        return torch.ones(self.count, device=self.columns.device) if self.gate is None else self.gate
-
-    @property
-    def count(self) -> int:
-        """Tokens that are left, n."""
-        return len(self.columns)
-
-    def only(self, chosen: Tensor) -> "Picture":
-        """The picture with the ``chosen`` ones of its tokens left."""
-        given = {name: x[chosen] for name, x in self.given.items()}
-        columns, kept_indices, size = self.columns[chosen], self.kept_indices[chosen], self.size[chosen]
-        gate = None if self.gate is None else self.gate[chosen]
-        return replace(self, columns=columns, kept_indices=kept_indices, size=size, given=given, gate=gate)
-
-    def at(self, layer: int) -> "Picture":
-        """The picture at a stage, with what it has spent until there."""
-        size = self.count if self.gate is None else self.gate.sum()
-        return replace(self, since=layer, spent=self.spent + size * (layer - self.since))
-
-    def gated(self, gate: Tensor) -> "Picture":
-        """The picture with further gates ``[n]``."""
-        return replace(self, gate=self.open * gate)
-
-    def moved(self, columns: Tensor) -> "Picture":
-        """The picture with its tokens at other places."""
-        return replace(self, columns=columns)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What the language model is about to read.
-
-    Attributes:
-        pictures: Its images, those of the first sample first.
-        real: ``[B, L]`` bool, false at padding.
-        text: ``[B, T]`` columns of the prompt's text tokens, packed to the left.
-        text_mask: ``[B, T]``, which of them are real.
-        last: ``[B]``, the column of the last token of the prompt.
-    """
-
-    pictures: list[Picture]
-    real: Tensor
-    text: Tensor
-    text_mask: Tensor
-    last: Tensor
-
-    @classmethod
-    def of(cls, model: Any, inputs: dict[str, Any], counts: Sequence[int], grids: Sequence[Grid]) -> "Prompt":
-        """Read a prompt.
-
-        Args:
-            model: The backbone.
-            inputs: ``input_ids``, ``attention_mask`` and, when training, ``labels``: no reducer sees answer tokens.
-            counts: Visual tokens of each image.
-            grids: And its grid.
-        """
-        ids, mask, labels = inputs["input_ids"], inputs.get("attention_mask"), inputs.get("labels")
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        visual = placeholders(model, ids)
-        asked = real if labels is None else real & (labels == IGNORE)
-        rows, columns = torch.cat([part.nonzero() for part in _by_kind(model, ids, visual)]).unbind(1)
-        ones = torch.ones(max([*counts, 0]), device=ids.device)
-        starts = [sum(counts[:i]) for i in range(len(counts))]
-        pictures = [
-            Picture(
-                i,
-                int(rows[start]),
-                grid,
-                place,
-                torch.arange(len(place), device=ids.device),
-                ones[: len(place)],
-                entered=len(place),
-            )
-            for i, (start, place, grid) in enumerate(zip(starts, columns.split(list(counts)), grids, strict=True))
-        ]
-        words = asked & ~visual
-        text, text_mask = right_padded(words)
-        place = torch.arange(ids.shape[1], device=ids.device)
-        return cls(pictures, real, text, text_mask, (asked * place).argmax(1))
-
-    def repeat(self, times: int) -> "Prompt":
-        """The prompt of a batch whose samples were each repeated, for beams or several answers."""
-        if times == 1:
-            return self
-        many = [(p.row * times + i, p) for p in self.pictures for i in range(times)]
-        pictures = [replace(p, number=number, row=row) for number, (row, p) in enumerate(many)]
-        return Prompt(
-            pictures, *(x.repeat_interleave(times, 0) for x in (self.real, self.text, self.text_mask, self.last))
-        )
-
-    def behind_padding(self) -> "Prompt":
-        """The prompt with one more column of padding on its left."""
-        pictures = [picture.moved(picture.columns + 1) for picture in self.pictures]
-        real = torch.nn.functional.pad(self.real, (1, 0), value=False)
-        return replace(self, pictures=pictures, real=real, text=self.text + 1, last=self.last + 1)
 
 
 class PrefillState:
@@ -170,7 +32,7 @@ class PrefillState:
         self.slots: Tensor = (torch.arange(length, device=device) + past).expand(batch, -1)
         self.index: Tensor | None = None
         self.padded = False
-        self.pictures: list[Picture] = [] if prompt is None else prompt.pictures
+        self.pictures: list[ImageTokens] = [] if prompt is None else prompt.pictures
         if prompt is not None:
             self.text, self.last = prompt.text, prompt.last
             more = length - prompt.real.shape[1]  # tokens that transformers guesses behind a prompt, or has answered
@@ -182,8 +44,8 @@ class PrefillState:
         twin.__dict__.update(self.__dict__)
         return twin
 
-    def narrow(self, hidden: Tensor, gone: Iterable[tuple[Picture, Tensor]]) -> Tensor:
-        """Let tokens go, and padding with them.
+    def narrow(self, hidden: Tensor, gone: Iterable[tuple[ImageTokens, Tensor]]) -> Tensor:
+        """Drop tokens, and padding with them.
 
         Args:
             hidden: ``[B, n, D]``.
@@ -281,9 +143,3 @@ class PrefillState:
     def _blind(self) -> Tensor:
         """``[B, n, 1]``, queries that are padding: they may see all, for a row without any key would become NaN."""
         return (self.slots == PAD)[..., None]
-
-
-def _by_kind(model: Any, ids: Tensor, visual: Tensor) -> list[Tensor]:
-    """Where images stand, then where videos stand: the order in which they are encoded."""
-    image = visual & (ids == model.config.image_token_id)
-    return [image, visual & ~image]

@@ -9,7 +9,7 @@ import torch
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.decoder.attention_rows import from_tower, sources
-from lit_reduce.runtime.decoder.prefill_state import Prompt
+from lit_reduce.runtime.decoder.prompt import Prompt
 from lit_reduce.runtime.encode import Encoded
 from lit_reduce.runtime.prompt_map import PromptMap
 from lit_reduce.tokens import Budget

@@ -8,13 +8,14 @@ from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.decoder.attention_rows import from_tower
 from lit_reduce.runtime.decoder.hooks import DecoderHooks
-from lit_reduce.runtime.decoder.prefill_state import Prompt
+from lit_reduce.runtime.decoder.prompt import Prompt
 from lit_reduce.runtime.decoder.schedule import drops_tokens, schedule_prompt, stages_of
+from lit_reduce.runtime.layer_tokens import LayerTokens, layer_counts
 from lit_reduce.runtime.patches import Patches
 from lit_reduce.runtime.prompt_map import PromptMap
-from lit_reduce.runtime.site import LayerTokens, Option, ShortPrompt, SiteHandler, Sites, Stats, layer_counts
+from lit_reduce.runtime.site import Option, ShortPrompt, SiteHandler, Sites, Stats
 
-INSIDE = ("decoder", "cache")
+INSIDE_SITES = ("decoder", "cache")
 PIECES = (
     "a reducer inside the language model ranks by the end of the prompt, which the first chunks do not have; "
     "leave out prefill_chunk_size"
@@ -32,7 +33,7 @@ class DecoderSite(SiteHandler):
     @classmethod
     def serves(cls, reducer: Reducer) -> bool:
         """See `SiteHandler`."""
-        return reducer.site in INSIDE
+        return reducer.site in INSIDE_SITES
 
     @classmethod
     def tower_signals(cls, reducer: Reducer) -> frozenset[str]:

@@ -209,7 +209,7 @@ def slotted(cache: Any) -> bool:
     return cache is not None and any(isinstance(layer, SlotLayer | StaticSlotLayer) for layer in cache.layers)
 
 
-def install(cache: Cache) -> None:
+def use_slots(cache: Cache) -> None:
     """Turn a cache into one that knows slots, in place: its identity and settings stay. Harmless when repeated.
 
     Raises:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_reduce.reducer import Reducer
-from lit_reduce.runtime.decoder.prefill_state import Prompt
+from lit_reduce.runtime.decoder.prompt import Prompt
 from lit_reduce.runtime.prompt_map import PromptMap
 
 

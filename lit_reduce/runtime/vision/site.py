@@ -5,8 +5,9 @@ from typing import Any
 
 from lit_reduce.backbones.families import Family, family_of
 from lit_reduce.reducer import Reducer
+from lit_reduce.runtime.layer_tokens import LayerTokens, layer_counts
 from lit_reduce.runtime.patches import Patches
-from lit_reduce.runtime.site import LayerTokens, SiteHandler, Sites, layer_counts
+from lit_reduce.runtime.site import SiteHandler, Sites
 from lit_reduce.runtime.vision.base import TowerHooks
 from lit_reduce.runtime.vision.batched import BatchedTowerHooks
 from lit_reduce.runtime.vision.packed import PackedTowerHooks
