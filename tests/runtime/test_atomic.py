@@ -100,9 +100,11 @@ def test_an_interrupt_at_any_step_leaves_the_model_as_it_was(case):
 def test_a_refusal_leaves_the_model_as_it_was(case):
     family, named, keep = CASES[case]
     tiny = build(family)
-    reducers, expected, before = made(tiny, named), logits(tiny), parts(tiny.model)
+    reducers, expected = made(tiny, named), logits(tiny)
+    compiled = torch.compile(tiny.model, backend="eager")
+    before = parts(tiny.model)
     with pytest.raises(UserError, match="the transformers model itself"):
-        attach(torch.compile(tiny.model, backend="eager"), reducers, keep=keep)
+        attach(compiled, reducers, keep=keep)
     with pytest.raises(UserError):
         attach(tiny.model, reducers, keep=keep, positions="odd")
     with pytest.raises(UserError):
