@@ -180,8 +180,8 @@ class Session(ModelHooks):
             )
 
     def record(self, kept: int, total: int, prompt_map: PromptMap | None = None) -> None:
-        """Start the statistics of a call with what happened before the language model."""
-        self.prompt_map = prompt_map
+        """Start the statistics of a call with what happened before the language model; what was shared is used up."""
+        self.prompt_map, self._shared = prompt_map, None
         self.stats = Stats(kept, total, 0.0 if prompt_map is None else prompt_map.reducer_ms)
 
     @property
