@@ -11,7 +11,7 @@ from lit_reduce.backbones import load_backbone
 from lit_reduce.inference.spec import ReducerSpec, generate
 from lit_reduce.plugin import load_plugin
 from lit_reduce.report.overlay import paint
-from lit_reduce.runtime import compact, encode
+from lit_reduce.runtime import encode, reduce_images, shorten
 from lit_reduce_pocket.data import scene_rows
 
 KEEP, WIDE, CAPTION = 32, 330, 34
@@ -28,12 +28,12 @@ def main() -> None:
             continue
         inputs = backbone.prepare([picture], [row.prompt])
         encoded = encode(backbone.model, inputs, reducer.signals, backbone.family)
-        _, logical = compact(backbone.model, inputs, encoded, reducer, KEEP)
+        _, prompt_map = shorten(backbone.model, inputs, encoded, reduce_images(encoded, reducer, KEEP))
         (answer,), _ = generate(backbone, inputs, ReducerSpec(reducer, KEEP), 16)
         if answer != row.answer:
             continue
         panel = Image.new("RGB", (WIDE, WIDE + CAPTION), "white")
-        painted = paint(picture, logical.grids[0], logical.kept_indices[0].tolist())
+        painted = paint(picture, prompt_map.grids[0], prompt_map.kept_indices[0].tolist())
         panel.paste(painted.resize((WIDE, WIDE)), (0, CAPTION))
         ImageDraw.Draw(panel).text((2, 4), f"{row.prompt}\n{answer}   ({KEEP} of 576 tokens)", fill="black")
         panels[str(row.family)] = panel

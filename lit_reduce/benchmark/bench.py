@@ -20,6 +20,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.inference.spec import ReducerSpec, find_spec
 from lit_reduce.plugin import create_for
 from lit_reduce.reducer import Reducer, available
+from lit_reduce.runtime.handlers import shares_encoding, tower_signals
 from lit_reduce.settings import ReducerSettings
 from lit_reduce.settings.bench import BenchSettings
 from lit_reduce.tokens import Budget
@@ -91,7 +92,7 @@ def bench(
 
 def looks_into_tower(reducer: Reducer) -> bool:
     """Whether a reducer needs more of the tower than its projected features."""
-    return reducer.site == "encoder" or (reducer.site == "projector" and bool(reducer.signals - {"text"}))
+    return not shares_encoding(reducer) or bool(tower_signals(reducer) - {"text"})
 
 
 def _row(cost: Cost, whole: Cost, times: list[Phases], plain: list[Phases]) -> dict[str, Any]:

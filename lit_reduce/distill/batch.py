@@ -70,7 +70,8 @@ class Batch:
         count = len(self.features)
         features = list(self.features.to(text.dtype))
         signals = {name: list(x.to(text.dtype)) for name, x in self.signals.items()}
-        return Encoded(features, [self.grid] * count, list(range(count)), signals, text, text_mask)
+        pictures = self.picture.tolist()
+        return Encoded(features, [self.grid] * count, list(range(count)), signals, text, text_mask, pictures=pictures)
 
 
 def make_batch(

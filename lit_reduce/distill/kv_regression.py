@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_reduce.distill.teacher import Outputs
 from lit_reduce.ops.regression import Moments, fit
 from lit_reduce.ops.similarity import rms_normalize
-from lit_reduce.runtime.attention.probe import AttentionProbe, Call
+from lit_reduce.runtime.attention.probe import AttentionCall, AttentionProbe
 from lit_reduce.runtime.decoder.run import embed
 from lit_reduce.runtime.encode import placeholders
 from lit_reduce.runtime.recall.rotary import unrotated
@@ -36,7 +36,7 @@ def keys_and_values(model: Any, prefix: Tensor, features: Tensor, layers: Sequen
     places = torch.arange(len(prefix), device=prefix.device)[None]
     cos, sin = decoder.rotary_emb(embeds, places)
 
-    def read(call: Call) -> tuple[Tensor, Tensor]:
+    def read(call: AttentionCall) -> tuple[Tensor, Tensor]:
         return call.k[:, :, image], call.v[:, :, image]
 
     with ExitStack() as stack:

@@ -14,10 +14,9 @@ from lit_reduce.backbones import Backbone
 from lit_reduce.plugin import PluginConfig, check_backbone, open_reducer
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime import attach
-from lit_reduce.runtime.attach import INSIDE
-from lit_reduce.runtime.compact import PromptMap
-from lit_reduce.runtime.decoder.attention_rows import from_tower
 from lit_reduce.runtime.encode import Encoded, placeholders
+from lit_reduce.runtime.handlers import shares_encoding, tower_signals
+from lit_reduce.runtime.prompt_map import PromptMap
 from lit_reduce.settings import ReducerSettings
 from lit_reduce.tokens import Budget
 
@@ -52,12 +51,12 @@ class ReducerSpec:
         """The signals that a shared pass of the vision tower must return beside the features."""
         if self.reducer is None or not self.shares_encoding:
             return frozenset()
-        return from_tower(self.reducer) if self.reducer.site in INSIDE else self.reducer.signals
+        return tower_signals(self.reducer)
 
     @property
     def shares_encoding(self) -> bool:
         """Whether the vision tower runs as in the plain model, so that its output can be shared."""
-        return self.reducer is None or self.reducer.site != "encoder"
+        return self.reducer is None or shares_encoding(self.reducer)
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a plug-in of another backbone, and a budget above its token count, before anything runs.
@@ -113,7 +112,7 @@ def generate(
         if encoded is not None and spec.shares_encoding:
             attachment.share(encoded)
         sequences = backbone.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-        return backbone.decode(sequences, inputs), attachment.logical
+        return backbone.decode(sequences, inputs), attachment.prompt_map
 
 
 def visual_counts(backbone: Backbone, inputs: Mapping[str, Any]) -> list[int]:

@@ -159,8 +159,8 @@ def test_a_fixed_budget_is_met_by_every_image_and_shared_as_thresholds_say(name)
         reducer = make(noise=0.2, seed=seed, hidden_size=32, adaptive=False, lean=0.0)
         with attach(tiny.model, reducer, keep=0.5) as attached:
             tiny.model(**tiny.inputs)
-        whole = attached.logical.total
-        for mean, total in zip(attached.logical.per_layer, whole, strict=True):
+        whole = attached.prompt_map.total
+        for mean, total in zip(attached.prompt_map.per_layer, whole, strict=True):
             keep = math.floor(total / 2 + 0.5)
             assert keep - 0.41 < mean <= keep + 1e-6  # the last two of five layers can't share an odd token
         shares.add(attached.stats.layers)
@@ -174,8 +174,10 @@ def test_adaptive_counts_differ_and_follow_the_budget():
     for keep in (4, 12, 24):
         with attach(tiny.model, reducer, keep=keep) as attached:
             tiny.model(**tiny.inputs)
-        means.append(sum(attached.logical.per_layer) / 3)
-        assert attached.stats.layers[0] == round(sum(attached.logical.per_layer) * 5 - sum(attached.stats.layers[1:]))
+        means.append(sum(attached.prompt_map.per_layer) / 3)
+        assert attached.stats.layers[0] == round(
+            sum(attached.prompt_map.per_layer) * 5 - sum(attached.stats.layers[1:])
+        )
     assert means[0] < means[1] < means[2]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import KINDS, SITES, Reducer, available, create
-from lit_reduce.runtime.call import call
+from lit_reduce.runtime.call import call_reducer
 from lit_reduce.tokens import VisualTokens
 
 FREE = [name for name, cls in available().items() if not cls.trained and cls.__module__.startswith("lit_reduce.")]
@@ -98,12 +98,12 @@ def test_a_batch_equals_its_samples_one_by_one(name, options, dtype, made):
     reducer = build(name, options)
     for grid in GRIDS:
         tokens = made(reducer, grid=grid, dtype=dtype, batch=4)
-        together = call(reducer, tokens, within(name, 7, tokens))  # weights keep their own precision
+        together = call_reducer(reducer, tokens, within(name, 7, tokens))  # weights keep their own precision
         torch.manual_seed(123)  # the global random stream must not matter
         for sample in range(4):
             signals = {key: x[sample : sample + 1] for key, x in tokens.signals.items()}
             alone = VisualTokens(tokens.features[sample : sample + 1], grid, signals, tokens.layer)
-            single = call(reducer, alone, within(name, 7, tokens))
+            single = call_reducer(reducer, alone, within(name, 7, tokens))
             assert torch.equal(single.kept_indices[0], together.kept_indices[sample])
             for field in ("features", "valid", "assignment", "size", "memory"):
                 one, many = getattr(single, field), getattr(together, field)

@@ -34,7 +34,7 @@ def test_dropping_equals_hiding(family: str, name: str) -> None:
     pooled = tiny.model(**hide(tiny, tiny.inputs, create_for(identify(tiny.model), "pool", {}), KEEP)).logits
     with attach(tiny.model, reducer, keep=KEEP) as attached:
         logits = tiny.model(**tiny.inputs).logits
-    seen = attached.logical.selected
+    seen = attached.prompt_map.selected
     assert 0 < attached.stats.kept < attached.stats.total
     assert float((logits - expected)[seen].abs().max()) < TOLERANCE
     assert float((logits - pooled)[seen].abs().max()) > 0.1, "the weights must matter, or the test proves nothing"
