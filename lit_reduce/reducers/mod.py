@@ -64,6 +64,7 @@ class Mod(ScoringReducer):
     warmup_target = "layers"
     paper = "p-MoD, arXiv 2412.04449"
     config_class = ModConfig
+    smallest = {}
 
     def __init__(self, config: ModConfig | None = None) -> None:
         super().__init__(config)
