@@ -73,8 +73,8 @@ class Reducer(nn.Module):
             is meant to stay on average, and every stage is asked whatever an earlier one left.
         paper: The source, for lists and model cards.
         config_class: The dataclass of its settings.
-        smallest: Options of a small instance, which the shared tests run; widths and depths come from the model. Every
-            trained reducer sets it.
+        smallest: Settings of a small instance, which the shared tests run, with the widths and depths of their models.
+            Every trained reducer has one.
     """
 
     name: ClassVar[str]
@@ -86,7 +86,7 @@ class Reducer(nn.Module):
     adaptive_count: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     config_class: ClassVar[type[ReducerConfig]] = ReducerConfig
-    smallest: ClassVar[Mapping[str, Any] | None] = None
+    smallest: ClassVar[ReducerConfig | None] = None
 
     def __init__(self, config: ReducerConfig | None = None) -> None:
         super().__init__()

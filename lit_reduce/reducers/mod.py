@@ -64,7 +64,7 @@ class Mod(ScoringReducer):
     warmup_target = "layers"
     paper = "p-MoD, arXiv 2412.04449"
     config_class = ModConfig
-    smallest = {}
+    smallest = ModConfig()
 
     def __init__(self, config: ModConfig | None = None) -> None:
         super().__init__(config)
@@ -141,3 +141,4 @@ class VideoLLMMod(Mod):
     name = "videollm_mod"
     paper = "VideoLLM-MoD, arXiv 2408.16730"
     config_class = VideoLLMModConfig
+    smallest = VideoLLMModConfig()
