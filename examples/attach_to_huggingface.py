@@ -1,7 +1,7 @@
 """Attach a training-free reducer to a Hugging Face model and compare its answer with the plain one.
 
-    python examples/attach_to_huggingface.py                                         # a tiny random LLaVA, offline
-    python examples/attach_to_huggingface.py llava-hf/llava-1.5-7b-hf a.png "What is on the left?"
+Run ``python examples/attach_to_huggingface.py`` for a tiny random LLaVA, offline, or
+``python examples/attach_to_huggingface.py llava-hf/llava-1.5-7b-hf a.png "What is on the left?"``.
 """
 
 import sys

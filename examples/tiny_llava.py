@@ -1,4 +1,4 @@
-"""A LLaVA with random weights, made offline: 36 visual tokens for an image, answers without meaning, real code paths."""
+"""A LLaVA with random weights, made offline: 36 visual tokens for an image, and answers without meaning."""
 
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
@@ -14,7 +14,8 @@ from transformers import (
 )
 
 SIZE, PATCH = 24, 4
-WORDS = ["[PAD]", "<s>", "</s>", "[UNK]", "<image>", "USER:", "ASSISTANT:", "what", "is", "on", "the", "left", "right", "?"]
+SPECIAL = ["[PAD]", "<s>", "</s>", "[UNK]", "<image>"]
+WORDS = [*SPECIAL, "USER:", "ASSISTANT:", "what", "is", "on", "the", "left", "right", "?"]
 TEMPLATE = (
     "{% for m in messages %}USER: {% for part in m.content %}{% if part.type == 'image' %}<image> {% else %}"
     "{{ part.text }}{% endif %}{% endfor %} ASSISTANT:{% endfor %}"

@@ -1,7 +1,7 @@
 """Train a reducer for a backbone of your own, export it as a plug-in and attach it.
 
-    python examples/train_for_your_backbone.py                                # a tiny random LLaVA, offline, seconds
-    python examples/train_for_your_backbone.py llava-hf/llava-1.5-7b-hf rows.jsonl
+Run ``python examples/train_for_your_backbone.py`` for a tiny random LLaVA, offline, in seconds, or
+``python examples/train_for_your_backbone.py llava-hf/llava-1.5-7b-hf rows.jsonl``.
 
 Each line of rows.jsonl is ``{"image": "a.png", "prompt": "What is on the left?"}``; an ``answer`` is optional, in
 training the model's own answer takes its place.

@@ -1,8 +1,7 @@
 """Write two reducers, one without weights and one that is trained, and attach both to a model.
 
-    python examples/write_a_reducer.py
-
-In a package of your own, announce such classes as entry points of the group ``lit_reduce.reducers``.
+Run ``python examples/write_a_reducer.py``; it takes seconds, offline. In a package of your own, announce such classes as
+entry points of the group ``lit_reduce.reducers``.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ class LongestTokens(ScoringReducer):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Norms ``[B, N]``."""
-        return tokens.features.float().norm(dim=-1)
+        return torch.linalg.vector_norm(tokens.features.float(), dim=-1)
 
 
 @dataclass
