@@ -1,7 +1,7 @@
 """Write two reducers, one without weights and one that is trained, and attach both to a model.
 
-Run ``python examples/write_a_reducer.py``; it takes seconds, offline. In a package of your own, announce such classes as
-entry points of the group ``lit_reduce.reducers``.
+Run ``python examples/write_a_reducer.py``; it takes seconds, offline. In a package of your own, announce such classes
+as entry points of the group ``lit_reduce.reducers``.
 """
 
 from dataclasses import dataclass, field
