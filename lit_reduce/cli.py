@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lit_reduce.console import Command, columns, run
 from lit_reduce.errors import UserError
+from lit_reduce.registry import plugin_folders, question_sets
 
 USAGE = """usage: lit-reduce VERB [key=value ...] [--help] [--validate]
 
@@ -55,11 +56,10 @@ def evaluate(argv: Sequence[str]) -> None:
     from lit_reduce.evaluate.run import EvaluateSettings
     from lit_reduce.evaluate.run import run as score
     from lit_reduce.settings import configs_dir, resolve
-    from lit_reduce_pocket.sets import SETS
 
     chosen = resolve(EvaluateSettings, argv, configs_dir(), "evaluate")
     _quiet()
-    score(chosen, SETS)
+    score(chosen, question_sets())
 
 
 def compare(argv: Sequence[str]) -> None:
@@ -67,11 +67,10 @@ def compare(argv: Sequence[str]) -> None:
     from lit_reduce.evaluate.compare import CompareSettings
     from lit_reduce.evaluate.compare import compare as side_by_side
     from lit_reduce.settings import configs_dir, resolve
-    from lit_reduce_pocket.sets import SETS
 
     chosen = resolve(CompareSettings, argv, configs_dir(), "compare")
     _quiet()
-    side_by_side(chosen, SETS)
+    side_by_side(chosen, question_sets())
 
 
 def table(argv: Sequence[str]) -> None:
@@ -79,11 +78,10 @@ def table(argv: Sequence[str]) -> None:
     from lit_reduce.evaluate.table import TableSettings
     from lit_reduce.evaluate.table import table as make
     from lit_reduce.settings import configs_dir, resolve
-    from lit_reduce_pocket.sets import SETS
 
     chosen = resolve(TableSettings, argv, configs_dir(), "table")
     _quiet()
-    make(chosen, SETS)
+    make(chosen, question_sets())
 
 
 def bench(argv: Sequence[str]) -> None:
@@ -98,7 +96,10 @@ def bench(argv: Sequence[str]) -> None:
 
 
 def list_reducers(argv: Sequence[str]) -> None:
-    """``list``: the reducers, what they do and where they come from; then the plug-ins under checkpoints/."""
+    """``list``: the reducers, what they do and where they come from; then the plug-ins.
+
+    Plug-ins are those under checkpoints/ and those of the installed references.
+    """
     from lit_reduce.plugin import CONFIG, read_config
     from lit_reduce.reducer import available
 
@@ -109,15 +110,18 @@ def list_reducers(argv: Sequence[str]) -> None:
         weights = "trained" if cls.trained else "by name"
         lines.append((name, cls.kind, cls.site, weights, ", ".join(sorted(cls.signals)) or "-", cls.paper))
     print(columns(("reducer", "kind", "site", "use", "signals", "paper"), lines), end="")
+    folders = {str(path.parent): path.parent for path in sorted(Path("checkpoints").rglob(CONFIG))}
+    seen = {folder.resolve() for folder in folders.values()}
+    folders |= {name: folder for name, folder in plugin_folders().items() if folder.resolve() not in seen}
     plugins = []
-    for path in sorted(Path("checkpoints").rglob(CONFIG)):
+    for name, folder in folders.items():
         try:
-            config = read_config(path.parent)
+            config = read_config(folder)
         except UserError:
-            plugins.append((str(path.parent), "damaged", "-", "-"))
+            plugins.append((name, "damaged", "-", "-"))
             continue
         budget = f"{min(config.budgets)}-{max(config.budgets)}" if config.budgets else "-"
-        plugins.append((str(path.parent), config.reducer, config.backbone.id, budget))
+        plugins.append((name, config.reducer, config.backbone.id, budget))
     if plugins:
         print("\n" + columns(("plug-in", "reducer", "backbone", "budgets"), plugins), end="")
 

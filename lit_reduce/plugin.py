@@ -20,6 +20,7 @@ from lit_reduce.card import model_card
 from lit_reduce.errors import UserError
 from lit_reduce.files import PathLike, atomic_folder
 from lit_reduce.reducer import Reducer, available, create, find
+from lit_reduce.registry import plugin_folders
 from lit_reduce.version import __version__
 
 CONFIG, WEIGHTS, CARD = "reducer_config.json", "reducer.safetensors", "README.md"
@@ -131,7 +132,8 @@ def load_plugin(
     """Read a plug-in from a folder or from the hub; nothing in it is ever executed.
 
     Args:
-        path_or_hub_id: A folder that exists, or else ``owner/name`` on the hub.
+        path_or_hub_id: A folder that exists, ``REFERENCE/PLUGIN`` of an installed package (`lit_reduce.registry`), or
+            ``owner/name`` on the hub.
         revision: Branch, tag or commit on the hub.
         backbone: The backbone it shall serve; None skips the comparison.
         local_files_only: Use what was downloaded earlier, ask no server.
@@ -175,10 +177,8 @@ def open_reducer(
     if isinstance(named, str) and "/" not in name:
         if name in available():
             if find(name).trained:
-                raise UserError(
-                    f"reducer {name} must be trained: give the folder or hub id of a plug-in, as "
-                    f"checkpoints/pocket/{name}"
-                )
+                shipped = next((known for known in plugin_folders() if known.endswith(f"/{name}")), f"FOLDER/{name}")
+                raise UserError(f"reducer {name} must be trained: give the folder or hub id of a plug-in, as {shipped}")
             return create(name, **(options or {})).eval(), None
         if not Path(name).exists():
             find(name)  # raises, with the nearest name
@@ -277,7 +277,8 @@ def _locate(place: PathLike, revision: str | None, local_files_only: bool) -> Pa
         raise UserError(f"{place} is a file; give the folder of the plug-in")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(place)):
         raise UserError(f"no plug-in at {place}: there is no such folder, and it is no hub id of the form owner/name")
-    return hub.download(str(place), FILES, revision, local_files_only)
+    shipped = None if revision is not None else plugin_folders().get(str(place))
+    return shipped or hub.download(str(place), FILES, revision, local_files_only)
 
 
 def _read_weights(folder: Path, config: PluginConfig) -> dict[str, torch.Tensor]:

@@ -85,22 +85,21 @@ def blind(backbone: Backbone, asked: Iterable[Asked], batch: int = 256) -> list[
     return out
 
 
-def quality(chosen: QualitySettings) -> dict[str, Any]:
+def quality(settings: QualitySettings) -> dict[str, Any]:
     """Measures overall, by family, on easy-VQA and without the picture; each with a 95 % interval."""
-    backbone = load_backbone(
-        chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision
-    )
-    scenes = tqdm(scene_questions(chosen.split, chosen.scenes, chosen.turns), total=chosen.scenes, desc="scenes")
-    families = score(backbone, scenes)
+    given = settings.backbone
+    backbone = load_backbone(given.name, given.dtype, given.device, given.revision)
+    scenes = scene_questions(settings.split, settings.scenes, settings.turns)
+    families = score(backbone, tqdm(scenes, total=settings.scenes, desc="scenes"))
     everything = [x for values in families.values() for x in values]
-    blind_scenes = scene_questions(chosen.split, min(chosen.scenes, 500), chosen.turns)
+    blind_scenes = scene_questions(settings.split, min(settings.scenes, 500), settings.turns)
     rows = {"all families": everything, **dict(sorted(families.items()))}
     rows["without the picture"] = blind(backbone, blind_scenes)
-    if chosen.easy:
-        easy = tqdm(easy_questions(chosen.split, chosen.easy), total=chosen.easy, desc="easy-vqa")
+    if settings.easy:
+        easy = tqdm(easy_questions(settings.split, settings.easy), total=settings.easy, desc="easy-vqa")
         rows |= score(backbone, easy)
-        rows["easy-vqa without the picture"] = blind(backbone, easy_questions(chosen.split, chosen.easy))
-    return {"backbone": backbone.identity.id, "split": chosen.split, "scenes": chosen.scenes,
+        rows["easy-vqa without the picture"] = blind(backbone, easy_questions(settings.split, settings.easy))
+    return {"backbone": backbone.identity.id, "split": settings.split, "scenes": settings.scenes,
             "rows": {name: _entry(values) for name, values in rows.items()}}  # fmt: skip
 
 
@@ -120,9 +119,9 @@ def table(report: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Resolves the settings, measures, prints and writes."""
-    chosen = resolve(QualitySettings, argv, configs_dir(), "quality")
-    report = quality(chosen)
-    write_atomic(Path(chosen.out), json.dumps(report, indent=2) + "\n")
+    settings = resolve(QualitySettings, argv, configs_dir(), "quality")
+    report = quality(settings)
+    write_atomic(Path(settings.out), json.dumps(report, indent=2) + "\n")
     print(table(report), end="")
 
 

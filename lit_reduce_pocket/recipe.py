@@ -75,72 +75,72 @@ def lesson(step: int, eased: bool) -> dict[str, Tensor]:
     return symbolic_batch(step, scenes=16, seen=64, turns=14)
 
 
-def make(chosen: RecipeSettings) -> None:
-    """Runs the chosen stages, each from where it was.
+def make(settings: RecipeSettings) -> None:
+    """Runs the stages that the settings name, each from where it was.
 
     Raises:
         UserError: An unknown stage, or one whose predecessor has not been run.
     """
-    if wrong := [s for s in chosen.stages if s not in STAGES]:
+    if wrong := [s for s in settings.stages if s not in STAGES]:
         raise UserError(f"stages={wrong}: use {', '.join(STAGES)}")
     keep_memory()
-    folder = Path(chosen.output)
+    folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
     device = (
         torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if chosen.device == "auto"
-        else torch.device(chosen.device)
+        if settings.device == "auto"
+        else torch.device(settings.device)
     )
-    model = build_model(chosen.seed).to(device)
+    model = build_model(settings.seed).to(device)
     heads = Heads(model.config.vision_config.hidden_size).to(device)
     symbols = Symbols(model.get_input_embeddings()).to(device)
     distances = Distances(model.config.text_config.hidden_size).to(device)
     extra = {"heads": heads, "symbols": symbols, "distances": distances}
-    if chosen.start is not None:
-        start_from(Path(chosen.start), model, extra)
+    if settings.start is not None:
+        start_from(Path(settings.start), model, extra)
     tower, llm, projector = model.model.vision_tower, model.model.language_model, wear(model).to(device)
     sees = {"tower": tower, "heads": heads}
     speaks = {"llm": llm, "symbols": symbols, "distances": distances}
     says: dict[str, nn.Module] = {"projector": projector}
     everything = sees | speaks | says
-    go: Callable[..., None] = partial(fit, folder=folder, device=device, workers=chosen.workers)
+    go: Callable[..., None] = partial(fit, folder=folder, device=device, workers=settings.workers)
     watch = partial(_watch, model, heads, device)
-    go_on = partial(_continue, folder, chosen.start is not None)
+    go_on = partial(_continue, folder, settings.start is not None)
 
     def answering(counted: float) -> Any:
         return comparing(model, distances, connect_loss(model, heads, symbols, device, easy=1, counted=counted))
 
-    if "windows" in chosen.stages:
-        if chosen.start is None:
+    if "windows" in settings.stages:
+        if settings.start is None:
             whiten(model)
-        go("windows", sees, window_batch, window_loss(model, heads, device), steps=chosen.windows_steps,
-           lr=chosen.windows_rate, on_log=watch)  # fmt: skip
-    if "language" in chosen.stages:
-        go("language", speaks, partial(lesson, eased=chosen.start is None),
-           comparing(model, distances, symbolic_loss(model, symbols, device)), steps=chosen.language_steps,
-           lr=chosen.language_rate, warmup=50)  # fmt: skip
-    if "pictures" in chosen.stages:
+        go("windows", sees, window_batch, window_loss(model, heads, device), steps=settings.windows_steps,
+           lr=settings.windows_rate, on_log=watch)  # fmt: skip
+    if "language" in settings.stages:
+        go("language", speaks, partial(lesson, eased=settings.start is None),
+           comparing(model, distances, symbolic_loss(model, symbols, device)), steps=settings.language_steps,
+           lr=settings.language_rate, warmup=50)  # fmt: skip
+    if "pictures" in settings.stages:
         go_on("windows", sees)
         go("pictures", sees, partial(picture_batch, scenes=8), picture_loss(model, heads, device),
-           steps=chosen.pictures_steps, lr=chosen.pictures_rate, on_log=watch)  # fmt: skip
-    if "translate" in chosen.stages:
+           steps=settings.pictures_steps, lr=settings.pictures_rate, on_log=watch)  # fmt: skip
+    if "translate" in settings.stages:
         go_on("pictures", sees)
         go_on("language", speaks)
-        pictures = chosen.translate_pictures
+        pictures = settings.translate_pictures
         go("translate", says, partial(token_batch, pictures=pictures),
-           translation_loss(model, symbols, device, pictures), steps=chosen.translate_steps,
-           lr=chosen.translate_rate, log_every=250)  # fmt: skip
-    if "connect" in chosen.stages:
+           translation_loss(model, symbols, device, pictures), steps=settings.translate_steps,
+           lr=settings.translate_rate, log_every=250)  # fmt: skip
+    if "connect" in settings.stages:
         go_on("language", speaks)
         go_on("pictures", sees)
         go_on("translate", says)
-        go("connect", everything, partial(lecture, whole_from=chosen.whole_from), answering(1.0),
-           steps=chosen.connect_steps, lr=chosen.connect_rate)  # fmt: skip
-    if "polish" in chosen.stages:
+        go("connect", everything, partial(lecture, whole_from=settings.whole_from), answering(1.0),
+           steps=settings.connect_steps, lr=settings.connect_rate)  # fmt: skip
+    if "polish" in settings.stages:
         go_on("connect", everything)
-        go("polish", everything, partial(encore, first=chosen.connect_steps, scenes=chosen.polish_scenes),
-           answering(chosen.polish_counted), steps=chosen.polish_steps, lr=chosen.polish_rate)  # fmt: skip
-    if "export" in chosen.stages:
+        go("polish", everything, partial(encore, first=settings.connect_steps, scenes=settings.polish_scenes),
+           answering(settings.polish_counted), steps=settings.polish_steps, lr=settings.polish_rate)  # fmt: skip
+    if "export" in settings.stages:
         go_on("polish" if (folder / "polish.pt").is_file() else "connect", everything)
         fold(model)
         export(model, extra, folder / "pocket")

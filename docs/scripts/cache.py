@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lit_reduce.backbones import Backbone, load_backbone
 from lit_reduce.data.groups import Group
-from lit_reduce.distill.data import DistillData
-from lit_reduce.distill.settings import TrainSettings
-from lit_reduce.distill.teacher import Teacher
-from lit_reduce.distill.train import fit, fresh_reducer, guide_layers
+from lit_reduce.distill.initial import initial_reducer
+from lit_reduce.distill.settings import DataSettings, TrainSettings
+from lit_reduce.distill.train import distill_data
+from lit_reduce.distill.trainer import fit
 from lit_reduce_pocket.data import scene_groups
 
 ROUNDS, TURNS = 3, 4
@@ -29,11 +29,12 @@ def epoch(backbone: Backbone, groups: list[Group], cache: Path | None) -> float:
     """Seconds of one epoch, the teacher's passes included."""
     with tempfile.TemporaryDirectory() as output:
         steps = len(groups) // 8
-        chosen = TrainSettings(steps=steps, guide_steps=0, val_every=steps, turns=TURNS, output=output)
-        teacher = Teacher(backbone, guide_layers(chosen, backbone), chosen.guide_rows, cache)
-        data = DistillData(teacher, groups, groups[:1], turns=TURNS, steps=steps)
+        source = DataSettings(cache=None if cache is None else str(cache))
+        settings = TrainSettings(data=source, steps=steps, guide_steps=0, val_every=steps, turns=TURNS, output=output)
+        reducer = initial_reducer(settings, backbone)
+        data = distill_data(settings, backbone, reducer, groups, groups[:1])
         start = time.monotonic()
-        fit(chosen, backbone.model, fresh_reducer(chosen, backbone), data, Path(output))
+        fit(settings, backbone.model, reducer, data, Path(output))
         return time.monotonic() - start
 
 

@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lit_reduce import settings
 from lit_reduce.backbones import load_backbone
+from lit_reduce.distill.export import notes, write_table
 from lit_reduce.distill.settings import TrainSettings
-from lit_reduce.distill.train import PLUGIN, notes, write_table
+from lit_reduce.distill.train import PLUGIN
 from lit_reduce.files import atomic_folder
 from lit_reduce.plugin import CONFIG, load_plugin, save_plugin
 

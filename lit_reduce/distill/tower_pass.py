@@ -1,4 +1,4 @@
-"""The pictures of a batch through the vision tower again, for reducers that act inside it, with gradients into them."""
+"""Runs the vision tower on the pictures of a batch, with gradients to a reducer that acts inside it."""
 
 from typing import Any
 

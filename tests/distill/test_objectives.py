@@ -14,7 +14,7 @@ from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.objectives import OBJECTIVES
 from lit_reduce.distill.student import reduce, student_logits
 from lit_reduce.distill.teacher import Teacher
-from lit_reduce.distill.train import fit
+from lit_reduce.distill.trainer import fit
 from lit_reduce.reducer import WARMUP_TARGETS, Reducer, create
 from lit_reduce.runtime.decoder.attention_rows import from_tower
 from lit_reduce.runtime.encode import encode

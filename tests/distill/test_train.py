@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from lit_reduce.backbones import Backbone, load_backbone
+from lit_reduce.distill.export import machine, plugin_config, write_table
+from lit_reduce.distill.initial import initial_reducer
 from lit_reduce.distill.settings import DataSettings, TrainSettings
-from lit_reduce.distill.train import fresh_reducer, machine, plugin_config, train, write_table
+from lit_reduce.distill.train import train
 from lit_reduce.errors import UserError
 from lit_reduce.inference.predict import PredictSettings, predict
 from lit_reduce.plugin import load_plugin, save_plugin
@@ -46,7 +48,7 @@ def test_the_precision_follows_the_processor_and_is_written_down(
     chosen: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, expected: str
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("lit_reduce.distill.train.fast_in_bfloat16", lambda device: fast)
+    monkeypatch.setattr("lit_reduce.distill.checks.fast_in_bfloat16", lambda device: fast)
     monkeypatch.setattr("lit_reduce.distill.train.fit", lambda chosen, *_: seen.append(chosen.precision) or 1 / 0)
     for precision in ("auto", "64-true"):
         with pytest.raises(ZeroDivisionError):
@@ -94,7 +96,7 @@ def test_from_questions_to_a_plug_in_that_predicts(
 def test_training_begins_with_the_weights_of_a_plug_in(
     chosen: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, fresh = saved(chosen, tmp_path, width=16), fresh_reducer(replace(chosen, seed=5), load_tiny(chosen))
+    start, fresh = saved(chosen, tmp_path, width=16), initial_reducer(replace(chosen, seed=5), load_tiny(chosen))
     seen: list[Any] = []
     monkeypatch.setattr("lit_reduce.distill.train.fit", lambda *given: seen.append(given[2]) or 1 / 0)
     options = chosen.reducer.options | {"rest": 2}
@@ -120,7 +122,7 @@ def test_weights_that_are_not_named_stay(chosen: TrainSettings, tmp_path: Path) 
     assert [name for name, x in slow.items() if not torch.equal(fast[name], x)] == ["rest"]
     with pytest.raises(UserError, match="another setting of only"):
         train(replace(again, only=["rest", "kinds"], steps=6))
-    parts = fresh_reducer(replace(chosen, only=["blocks.0.look", "kinds"]), load_tiny(chosen))
+    parts = initial_reducer(replace(chosen, only=["blocks.0.look", "kinds"]), load_tiny(chosen))
     free = {name for name, weight in parts.named_parameters() if weight.requires_grad}
     assert free == {name for name, _ in parts.named_parameters() if name.startswith(("blocks.0.look.", "kinds"))}
 
@@ -135,7 +137,7 @@ def saved(chosen: TrainSettings, folder: Path, name: str = "covipal", **options:
     other = replace(chosen, seed=9, reducer=ReducerSettings(name, sizes | options))
     backbone = load_tiny(chosen)
     torch.manual_seed(9)
-    reducer = fresh_reducer(other, backbone)
+    reducer = initial_reducer(other, backbone)
     save_plugin(folder / "begun", reducer, plugin_config(other, backbone, reducer))
     return str(folder / "begun")
 
