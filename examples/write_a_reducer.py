@@ -26,7 +26,8 @@ class LongestTokens(ScoringReducer):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Norms ``[B, N]``."""
-        return torch.linalg.vector_norm(tokens.features.float(), dim=-1)
+        norms: Tensor = tokens.features.float().norm(dim=-1)
+        return norms
 
 
 @dataclass

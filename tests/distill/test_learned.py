@@ -13,7 +13,7 @@ from lit_reduce.distill.batch import make_batch
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.student import student_logits
 from lit_reduce.distill.teacher import PIXELS, Teacher
-from lit_reduce.distill.train import fit
+from lit_reduce.distill.trainer import fit
 from lit_reduce.plugin import PluginConfig, load_plugin, save_plugin
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.decoder.attention_rows import from_tower
