@@ -84,6 +84,8 @@ class Reducer(nn.Module):
             the intended means, and every stage is called regardless of how many tokens earlier stages left.
         paper: Source, for lists and model cards.
         config_class: Dataclass of its settings.
+        smallest: Settings of a small instance, which the shared tests run, with the widths and depths of their models.
+            Every trained reducer has one.
     """
 
     name: ClassVar[str]
@@ -95,6 +97,7 @@ class Reducer(nn.Module):
     adaptive_count: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     config_class: ClassVar[type[ReducerConfig]] = ReducerConfig
+    smallest: ClassVar[ReducerConfig | None] = None
 
     def __init__(self, config: ReducerConfig | None = None) -> None:
         super().__init__()

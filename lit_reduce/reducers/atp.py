@@ -86,6 +86,7 @@ class ATP(Reducer):
     adaptive_count = True
     paper = "ATP-LLaVA, arXiv 2412.00447"
     config_class = ATPConfig
+    smallest = ATPConfig(width=8)
 
     def __init__(self, config: ATPConfig | None = None) -> None:
         super().__init__(config)

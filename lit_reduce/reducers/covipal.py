@@ -52,6 +52,7 @@ class CoViPAL(ScoringReducer):
     trained = True
     paper = "CoViPAL, arXiv 2508.17243"
     config_class = CoViPALConfig
+    smallest = CoViPALConfig(width=12, layers=1, heads=3)
 
     def __init__(self, config: CoViPALConfig | None = None) -> None:
         super().__init__(config)

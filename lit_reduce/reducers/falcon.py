@@ -58,6 +58,7 @@ class Falcon(Reducer):
     warmup_target = "tokens"
     paper = "FALCON, arXiv 2501.16297"
     config_class = FalconConfig
+    smallest = FalconConfig(table=3, rank=2, projector_rank=4, reatten=0)
 
     def __init__(self, config: FalconConfig | None = None) -> None:
         super().__init__(config)

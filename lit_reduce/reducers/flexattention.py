@@ -58,6 +58,7 @@ class FlexAttention(RecallReducer):
     warmup_target = "keys"
     paper = "FlexAttention, arXiv 2407.20228"
     config_class = FlexAttentionConfig
+    smallest = FlexAttentionConfig(rank=3)
 
     def __init__(self, config: FlexAttentionConfig | None = None) -> None:
         super().__init__(config)

@@ -62,6 +62,7 @@ class Mod(ScoringReducer):
     warmup_target = "layers"
     paper = "p-MoD, arXiv 2412.04449"
     config_class = ModConfig
+    smallest = ModConfig()
 
     def __init__(self, config: ModConfig | None = None) -> None:
         super().__init__(config)
@@ -137,3 +138,4 @@ class VideoLLMMod(Mod):
     name = "videollm_mod"
     paper = "VideoLLM-MoD, arXiv 2408.16730"
     config_class = VideoLLMModConfig
+    smallest = VideoLLMModConfig()

@@ -53,6 +53,7 @@ class Packer(Reducer):
     warmup_target = "tokens"
     paper = "TokenPacker, arXiv 2407.02392"
     config_class = PackerConfig
+    smallest = PackerConfig(width=12, heads=3, levels=[0.5], text=True)
 
     def __init__(self, config: PackerConfig | None = None) -> None:
         super().__init__(config)

@@ -55,6 +55,7 @@ class Remember(RecallReducer):
     trained = True
     paper = "Vision Remember, arXiv 2506.03928"
     config_class = RememberConfig
+    smallest = RememberConfig(width=12, heads=3, levels=[0.5, -1], options={"width": 12, "heads": 3})
 
     def __init__(self, config: RememberConfig | None = None) -> None:
         super().__init__(config)

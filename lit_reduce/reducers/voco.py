@@ -50,6 +50,7 @@ class VoCo(Reducer):
     trained = True
     paper = "VoCo-LLaMA, arXiv 2406.12275"
     config_class = VoCoConfig
+    smallest = VoCoConfig(tokens=24, rank=2)
 
     def __init__(self, config: VoCoConfig | None = None) -> None:
         super().__init__(config)
