@@ -8,12 +8,12 @@ from lit_reduce.version import __version__
 if TYPE_CHECKING:
     from lit_reduce.backbones import Backbone, load_backbone
     from lit_reduce.distill.module import Distiller
-    from lit_reduce.distill.settings import TrainSettings
     from lit_reduce.distill.train import train
     from lit_reduce.errors import UserError
     from lit_reduce.plugin import BackboneId, PluginConfig, load_plugin, push_to_hub, save_plugin
     from lit_reduce.reducer import Reducer, ReducerConfig, ScoringReducer, available, create, register
     from lit_reduce.runtime.attach import attach
+    from lit_reduce.settings.train import TrainSettings
     from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "lit_reduce.backbones": ("Backbone", "load_backbone"),
     "lit_reduce.distill.module": ("Distiller",),
-    "lit_reduce.distill.settings": ("TrainSettings",),
+    "lit_reduce.settings.train": ("TrainSettings",),
     "lit_reduce.distill.train": ("train",),
     "lit_reduce.errors": ("UserError",),
     "lit_reduce.plugin": ("BackboneId", "PluginConfig", "load_plugin", "push_to_hub", "save_plugin"),

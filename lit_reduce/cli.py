@@ -15,6 +15,7 @@ VERBS = {
     "table": "the plug-ins of a backbone and baselines in one table: accuracy, FLOPs, time",
     "bench": "count and time what a reducer saves and costs",
     "list": "show the reducers that can be used by name",
+    "settings": "show all settings with their defaults and limits",
 }
 """What each verb does; the module of that name in :mod:`lit_reduce.commands` does it."""
 

@@ -1,7 +1,8 @@
-"""Reducers of kind ``recall``: a short stream enters the language model, and its layers look back at whole pictures.
+"""Base class of reducers of kind ``recall``: few tokens enter the language model, and some of its layers read the rest.
 
-A method writes three things: `Reducer.reduce`, whose reduction is the short stream and carries the ``memory`` of the
-picture; `RecallReducer.recalls`, the decoder layers that look back; and `RecallReducer.recall`, what they then get.
+A subclass defines `Reducer.reduce`, whose reduction contains the tokens that enter the model and the ``memory`` of the
+image; `RecallReducer.recalls`, the decoder layers that read the memory; and `RecallReducer.recall`, what they compute
+from it.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,37 +17,37 @@ from lit_reduce.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class TokenRecall:
-    """The short streams of some pictures, about to enter a layer.
+    """Input of `RecallReducer.recall` before a layer: reduced tokens of some images and their memory.
 
     Attributes:
-        layer: Which, from 0.
-        hidden: ``[B, K, D]``, their hidden states.
-        memory: ``[B, N, S]``, what `Reduction.memory` holds of them.
-        owner: ``[B, N]``, which of the K tokens each of the N went into; -1 for none.
+        layer: Index of the layer, from 0.
+        hidden: ``[B, K, D]``, hidden states of the reduced tokens.
+        memory: ``[B, N, S]``, `Reduction.memory` of the images.
+        assignment: ``[B, N]``, the one of the K tokens that each original token was merged into; -1 for none.
     """
 
     layer: int
     hidden: Tensor
     memory: Tensor
-    owner: Tensor
+    assignment: Tensor
 
 
 @dataclass(frozen=True)
 class AttentionRecall:
-    """Some tokens whose own attention in a layer is done, and which may now ask the pictures of their prompt.
+    """Input of `RecallReducer.recall` inside a layer: queries, their self-attention output, and the images' memory.
 
     Attributes:
-        layer: Which, from 0.
-        queries: ``[B, H, R, d]``, after any rotary embedding.
+        layer: Index of the layer, from 0.
+        queries: ``[B, H, R, d]``, after the rotary embedding.
         scaling: Factor on dot products.
-        answer: ``[B, R, H, d]``, what the layer's own attention read for them.
-        mass: ``[B, H, R]``, the log-sum-exp of its logits.
-        memory: ``[B, N, S]``, what `Reduction.memory` holds, of all pictures of a prompt behind one another.
-        real: ``[B, N]``, false where a prompt has fewer.
-        row: ``[B, R, N]``, what the layer before paid in attention, mean over heads, to the token of the short stream
-            that each of the N went into; 0 for none.
-        turn: Turns keys ``[B, M, C]`` to the original positions of the tokens ``[B, M]`` that they stand for, and
-            gives them as ``[B, G, M, d]``: what the queries may be compared with.
+        answer: ``[B, R, H, d]``, output of the layer's own attention.
+        mass: ``[B, H, R]``, log-sum-exp of its logits.
+        memory: ``[B, N, S]``, `Reduction.memory` of all images of a prompt, concatenated.
+        real: ``[B, N]``, false at padding.
+        row: ``[B, R, N]``, attention (mean over heads) that the previous layer paid to the reduced token that each of
+            the N tokens was merged into; 0 for none.
+        turn: Applies the rotary embedding at the original positions of the tokens ``[B, M]`` to keys ``[B, M, C]`` and
+            returns them as ``[B, G, M, d]``, ready for dot products with the queries.
     """
 
     layer: int
@@ -61,12 +62,12 @@ class AttentionRecall:
 
 
 class RecallReducer(Reducer):
-    """A reducer before the language model, some of whose layers call it again.
+    """A reducer before the language model that some of its layers call again.
 
     Attributes:
-        reads: ``tokens``: before a layer, `recall` gets a `TokenRecall` while a prompt is read, and gives new hidden
-            states ``[B, K, D]``. ``attention``: in a layer, it gets an `AttentionRecall` of the prompt's last token and
-            of each token of the answer, and gives their new attention output ``[B, R, H, d]``.
+        reads: Input of `recall`. ``tokens``: before a layer, during prefill, it gets a `TokenRecall` and returns new
+            hidden states ``[B, K, D]``. ``attention``: inside a layer, it gets an `AttentionRecall` of the prompt's
+            last token and of each generated token, and returns their attention output ``[B, R, H, d]``.
     """
 
     kind = "recall"
@@ -74,18 +75,18 @@ class RecallReducer(Reducer):
     reads: ClassVar[str] = "tokens"
 
     def forward(self, tokens: VisualTokens | TokenRecall | AttentionRecall, keep: int = 0) -> Any:
-        """Reduces, or looks back: one call for both, so that whoever times or counts a reducer misses nothing."""
+        """Call `reduce` or `recall`, depending on the input, so that hooks on one method time and count both."""
         return super().forward(tokens, keep) if isinstance(tokens, VisualTokens) else self.recall(tokens)
 
     def recalls(self, depth: int) -> Sequence[int]:
-        """The layers of a decoder of that depth that look back."""
+        """Indices of the layers of a decoder of that depth that call `recall`."""
         raise NotImplementedError(f"{type(self).__name__} must define recalls")
 
     def recall(self, look: Any) -> Tensor:
-        """What a layer gets: see ``reads``. Deterministic, and each sample for itself, as `reduce` is."""
+        """Output of a layer, see ``reads``; deterministic and independent per sample, as `reduce` is."""
         raise NotImplementedError(f"{type(self).__name__} must define recall")
 
 
 def layers_from(first: float, depth: int) -> range:
-    """All layers from one on: a number, or a part of the depth below 1; never the first layer."""
+    """All layers from ``first`` on: an index, or a fraction of the depth if below 1; never layer 0."""
     return range(int(first) if first >= 1 else max(1, round(first * depth)), depth)

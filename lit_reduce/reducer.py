@@ -1,4 +1,4 @@
-"""What a reducer is, how its settings are typed, and the register that finds it by name."""
+"""Base classes of reducers, their settings, and the register that finds them by name."""
 
 import dataclasses
 import difflib
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_reduce.errors import UserError
 from lit_reduce.ops.selectors import topk_sorted
 from lit_reduce.ops.similarity import gather_tokens
+from lit_reduce.options import check, check_value, former_names, is_of_type
 from lit_reduce.tokens import Reduction, VisualTokens
 
 KINDS = ("select", "resample", "register", "skip", "recall", "policy")
@@ -25,54 +26,64 @@ ENTRY_POINTS = "lit_reduce.reducers"
 
 @dataclass
 class ReducerConfig:
-    """Settings of a reducer: plain fields, each ``field(metadata={"help": ...})``; a method subclasses it.
-
-    A field whose metadata has ``choices`` takes no other value.
-    """
+    """Settings of a reducer; a method subclasses it and declares each as `lit_reduce.options.option`."""
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], owner: str = "reducer") -> "ReducerConfig":
         """Build the settings from a mapping.
 
         Raises:
-            UserError: an unknown option (the nearest right one is named), a value of the wrong type or not a choice.
+            UserError: an option that `check_options` refuses, or a mandatory one that is missing.
         """
-        hints = get_type_hints(cls)
-        choices = {entry.name: entry.metadata.get("choices", ()) for entry in dataclasses.fields(cls)}
-        known = list(choices)
-        for key, value in options.items():
-            if key not in known:
-                raise UserError(f"{owner}: unknown option '{key}'; {_nearest(key, known)}")
-            wanted = hints[key]
-            allowed = (int, float) if wanted is float else wanted
-            plain = wanted in (int, float, bool, str)
-            if plain and (not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool)):
-                raise UserError(f"{owner}: option '{key}' must be of type {wanted.__name__}, not {value!r}")
-            if choices[key] and value not in choices[key]:
-                raise UserError(f"{owner}: option '{key}' must be one of {', '.join(choices[key])}, not {value!r}")
+        cls.check_options(options, owner)
         try:
-            return cls(**options)
+            config = cls(**options)
         except TypeError as error:  # a mandatory option is missing
             raise UserError(f"{owner}: {str(error).partition('() ')[2] or error}") from error
+        check(config, owner)
+        return config
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any], owner: str = "reducer") -> None:
+        """Refuse options that the settings do not have.
+
+        Raises:
+            UserError: a former name, an unknown one (the nearest right one is named), a value of the wrong type or out
+                of its limits.
+        """
+        hints, former = get_type_hints(cls), former_names(cls)
+        fields = {entry.name: entry for entry in dataclasses.fields(cls)}
+        for key, value in options.items():
+            if key in former and key not in fields:
+                raise UserError(f"{owner}: option '{key}' is now called '{former[key]}': write that")
+            if key not in fields:
+                raise UserError(f"{owner}: unknown option '{key}'; {_nearest(key, list(fields))}")
+            if not is_of_type(value, hints[key]):
+                kind = hints[key].__name__ if isinstance(hints[key], type) and not get_args(hints[key]) else hints[key]
+                raise UserError(f"{owner}: option '{key}' must be of type {kind}, not {value!r}")
+            check_value(fields[key].metadata, key, value, owner)
 
 
 class Reducer(nn.Module):
-    """Turns N visual tokens into K. A method sets the class attributes and writes `reduce`.
+    """Base class of all methods: turns N visual tokens into K.
 
-    Calls are deterministic: the same image and budget give the same reduction, whatever else is in the batch.
+    A subclass sets the class attributes and defines `reduce`.
+
+    Calls are deterministic: an image and a budget give the same reduction, whatever else is in the batch.
 
     Attributes:
-        name: The name in the register, in plug-ins and on the command line.
-        kind: One of `KINDS`, what it does.
-        site: One of `SITES`, where it acts.
-        signals: The inputs that it needs beside the features, see `VisualTokens.signals`. An instance may change kind,
-            site, signals and warmup_target, where they follow from its settings.
+        name: Name in the register, in plug-ins and on the command line.
+        kind: One of `KINDS`, the type of the reduction.
+        site: One of `SITES`, the place in the model where it acts.
+        signals: Names of the inputs that it needs beside the features, see `VisualTokens.signals`. An instance may
+            override kind, site, signals and warmup_target, if they depend on its settings.
         trained: Whether it has weights that distillation trains.
-        warmup_target: What the warm-up trains from the teacher's attention: one of `WARMUP_TARGETS`, "" for nothing.
-        adaptive_count: Whether, between decoder layers, another count may stay of each image: `stages` then gives what
-            is meant to stay on average, and every stage is asked whatever an earlier one left.
-        paper: The source, for lists and model cards.
-        config_class: The dataclass of its settings.
+        warmup_target: Target of the warm-up that trains on the teacher's attention: one of `WARMUP_TARGETS`, "" for
+            none.
+        adaptive_count: Whether the number of tokens between decoder layers may differ per image: `stages` then gives
+            the intended means, and every stage is called regardless of how many tokens earlier stages left.
+        paper: Source, for lists and model cards.
+        config_class: Dataclass of its settings.
     """
 
     name: ClassVar[str]
@@ -88,9 +99,10 @@ class Reducer(nn.Module):
     def __init__(self, config: ReducerConfig | None = None) -> None:
         super().__init__()
         self.config: Any = self.config_class() if config is None else config
+        check(self.config, getattr(self, "name", type(self).__name__))
 
     def forward(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Reduce every image to ``keep`` tokens; keeping all of them costs nothing and changes nothing.
+        """Reduce every image to ``keep`` tokens; keeping all of them is the identity and calls nothing.
 
         Raises:
             UserError: ``keep`` is out of range, or a signal is missing.
@@ -105,24 +117,25 @@ class Reducer(nn.Module):
         return self.reduce(tokens, keep)
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:  # noqa: ARG002  (methods read them)
-        """Where an encoder, decoder or cache method acts: how many tokens of an image stay from before that layer on.
+        """Token counts by layer of a method that acts in the encoder, the decoder or the cache.
 
         Args:
             depth: Layers of the encoder or decoder.
-            tokens: Visual tokens of the image where they enter it.
-            keep: The image's budget.
+            tokens: Visual tokens of the image that enter it.
+            keep: Budget of the image.
 
         Returns:
-            Counts by layer index, never rising; of kind ``skip``, or at the cache, each holds for its layer alone.
+            ``{layer: tokens that remain from before this layer on}``, never increasing; of kind ``skip``, or in the
+            cache, each count holds for its layer alone.
         """
         return {}
 
     def own_loss(self, name: str, rows: Tensor, count: int) -> Tensor:  # noqa: ARG002  (methods tell them apart)
-        """A further loss of a training step, weighted, of what its reductions said under one name (`Reduction.losses`).
+        """Additional loss of a training step, weighted, from the terms of one name in `Reduction.losses`.
 
         Args:
-            name: The name.
-            rows: ``[R]``, of all images at all stages: a batch is reduced in as many calls as it has shapes.
+            name: Name of the term.
+            rows: ``[R]``, of all images at all stages; a batch is reduced in one call for each shape of image.
             count: Images in the batch.
         """
         return rows.sum() / count
@@ -133,10 +146,11 @@ class Reducer(nn.Module):
 
 
 class ScoringReducer(Reducer):
-    """A reducer that gives each token a score and keeps the best; it writes only `score`.
+    """Base class of reducers that score each token and keep the best; a subclass defines `score`.
 
-    A part of the budget may go to tokens that summarise all that is dropped: then it says how many (`summary_count`)
-    and makes them (`summary_tokens`). They take the places of the lowest scores.
+    Part of the budget may go to summary tokens, which represent the dropped ones: a subclass then defines their number
+    (`summary_count`) and computes them (`summary_tokens`). They take the positions of the tokens with the lowest
+    scores.
     """
 
     warmup_target = "scores"
@@ -146,38 +160,38 @@ class ScoringReducer(Reducer):
         raise NotImplementedError(f"{type(self).__name__} must define score")
 
     def summary_count(self, keep: int) -> int:  # noqa: ARG002  (methods read it)
-        """How many of ``keep`` tokens are not chosen, but stand for those that are dropped."""
+        """Number of summary tokens among ``keep`` tokens."""
         return 0
 
     def summary_tokens(self, tokens: VisualTokens, dropped: Tensor, count: int) -> Tensor:
-        """Those tokens, ``[B, count, D]``, where ``dropped`` ``[B, N]`` bool says for whom."""
-        raise NotImplementedError(f"{type(self).__name__} must define stand_in")
+        """Summary tokens ``[B, count, D]`` of the tokens in ``dropped`` ``[B, N]`` bool."""
+        raise NotImplementedError(f"{type(self).__name__} must define summary_tokens")
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Keep the best scores in raster order; of equal scores the lower raster index wins."""
+        """Keep the highest scores in raster order; of equal scores the lower index wins."""
         scores, summary_count = self.score(tokens), self.summary_count(keep)
         kept = topk_sorted(scores, keep - summary_count)
         if not summary_count:
             return Reduction(kept, scores=scores)
-        kept_indices, features = self.with_rest(tokens, scores, kept, kept, summary_count)
+        kept_indices, features = self.with_summary(tokens, scores, kept, kept, summary_count)
         kept_indices = kept_indices.sort(1).values
         return Reduction(kept_indices, features=gather_tokens(features, kept_indices), scores=scores)
 
-    def with_rest(
+    def with_summary(
         self, tokens: VisualTokens, scores: Tensor, kept: Tensor, entering: Tensor, summary_count: int
     ) -> tuple[Tensor, Tensor]:
-        """Stand-ins added to what enters the model, which in training is more than what is kept.
+        """Add summary tokens to the tokens that enter the model (in training these are more than the kept ones).
 
         Args:
             tokens: All tokens.
             scores: ``[B, N]``.
-            kept: ``[B, k]``, the best.
-            entering: ``[B, M]``, whose places are taken; at most N - ``summary_count``.
-            summary_count: Stand-ins of an image.
+            kept: ``[B, k]``, indices of the highest scores.
+            entering: ``[B, M]``, indices of the tokens that enter the model, at most N - ``summary_count``.
+            summary_count: Number of summary tokens per image, S.
 
         Returns:
-            ``entering`` and behind it the places of the stand-ins ``[B, M + spare]``, and all features ``[B, N, D]``,
-            in which they stand there.
+            ``entering`` followed by the positions of the summary tokens ``[B, M + S]``, and the features ``[B, N, D]``
+            with the summary tokens written at these positions.
         """
         dropped = torch.ones_like(scores, dtype=torch.bool).scatter(1, kept, False)
         taken = torch.zeros_like(dropped).scatter(1, entering, True)
@@ -193,10 +207,10 @@ _R = TypeVar("_R", bound=type[Reducer])
 
 
 def register(cls: _R) -> _R:
-    """Class decorator: make a reducer findable by its ``name``.
+    """Class decorator that registers a reducer under its ``name``.
 
     Raises:
-        ValueError: no proper name, kind, site or settings, or the name is taken.
+        ValueError: An invalid name, kind, site or settings class, or a name that is already registered.
     """
     name = getattr(cls, "name", "")
     if not name or name != name.lower() or not name.replace("_", "").isalnum():
@@ -215,8 +229,8 @@ def register(cls: _R) -> _R:
 
 
 def available() -> dict[str, type[Reducer]]:
-    """All reducers by name: those of this package and those that installed packages announce as entry points."""
-    # Looked up by name, because the arrow of imports points the other way: a method imports this module.
+    """All registered reducers by name, including those that installed packages announce as entry points."""
+    # Imported by name, because methods import this module.
     importlib.import_module("lit_reduce.reducers")
     for point in entry_points(group=ENTRY_POINTS):
         if point.name in _REGISTER or point.name in _FAILED:
@@ -225,17 +239,17 @@ def available() -> dict[str, type[Reducer]]:
             cls = register(point.load())
             if cls.name != point.name:
                 raise ValueError(f"it calls itself '{cls.name}'")
-        except Exception as error:  # noqa: BLE001  a broken third-party package must not take the others down
+        except Exception as error:  # noqa: BLE001  a broken third-party package must not break the others
             _FAILED[point.name] = f"{type(error).__name__}: {error}"
             warnings.warn(f"reducer '{point.name}' of {point.value} does not load: {error}", stacklevel=2)
     return dict(sorted(_REGISTER.items()))
 
 
 def find(name: str) -> type[Reducer]:
-    """The reducer class of that name.
+    """The reducer class of a name.
 
     Raises:
-        UserError: no such reducer; the nearest name is given.
+        UserError: No such reducer; the error names the nearest one.
     """
     known = available()
     if name in _FAILED:
@@ -246,10 +260,10 @@ def find(name: str) -> type[Reducer]:
 
 
 def create(name: str, **options: Any) -> Reducer:
-    """A fresh reducer by name, its settings given as keyword arguments.
+    """Create a reducer by name, with its settings as keyword arguments.
 
     Raises:
-        UserError: an unknown name or option.
+        UserError: An unknown name or option.
     """
     cls = find(name)
     return cls(cls.config_class.from_options(options, owner=name))

@@ -26,6 +26,7 @@ class Reference:
         questions: Question sets by the name that ``data=`` takes: how many -> so many rows with answers.
         training: Training pictures with their questions: (split, pictures, questions on each) -> groups.
         plugins: Folder of the plug-ins that come with it: ``NAME/PLUGIN`` stands for one of them.
+        plugin: The one of them that commands use where no reducer is named; "" for none.
         default: Whether commands use it where no backbone is named.
     """
 
@@ -34,6 +35,7 @@ class Reference:
     questions: Mapping[str, Callable[[int], Iterable[Any]]] = field(default_factory=dict)
     training: Callable[[str, int, int], list[Any]] | None = None
     plugins: Path | None = None
+    plugin: str = ""
     default: bool = False
 
 

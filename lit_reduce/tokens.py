@@ -1,4 +1,4 @@
-"""The only vocabulary that a reducer knows: visual tokens in, a reduction out, and a budget between them."""
+"""Data types at the interface of a reducer: visual tokens in, a reduction out, and a budget."""
 
 import math
 from collections.abc import Mapping
@@ -13,14 +13,15 @@ from lit_reduce.errors import UserError
 
 @dataclass(frozen=True)
 class Course:
-    """The way of B images through a language model, up to the layer where a reducer stands.
+    """Progress of B images through the decoder, up to the layer where a reducer acts.
 
     Attributes:
-        depth: Layers of the language model.
-        tokens: Visual tokens with which each image entered it, N.
-        keep: The budget of each image.
-        spent: ``[B]``, visual tokens that the layers before worked on, in all; a gated one counts as much as its gate.
-        progress: How far training is, from 0 to 1; None at inference, and when training looks at what inference does.
+        depth: Layers of the decoder.
+        tokens: Visual tokens of each image that entered the decoder, N.
+        keep: Budget of each image.
+        spent: ``[B]``, visual tokens that earlier layers processed, summed over layers; a gated token counts as much as
+            its gate.
+        progress: Progress of training, from 0 to 1; None at inference, and when training evaluates.
     """
 
     depth: int
@@ -37,15 +38,16 @@ class VisualTokens:
     Attributes:
         features: ``[B, N, D]``, the projected tokens that the language model would get.
         grid: Frames, rows and columns; the product differs from N when newline tokens are present.
-        signals: What a reducer asked for by name: ``text`` ``[B, T, D]`` prompt embeddings and ``text_mask``
-            ``[B, T]`` (true at real prompt tokens), ``cls`` ``[B, N]`` attention of the CLS token (mean over heads),
-            ``encoder`` ``[B, N, Dv]`` features of the vision tower before the projector. Between decoder layers also
-            ``last`` ``[B, N]``, ``text_rows`` ``[B, T, N]`` and ``image_rows`` ``[B, R, N]``, attention rows (mean over
-            heads) of the prompt's last token, of all its text and of some tokens of the image, zero where there are
-            fewer; ``place`` ``[B, N]`` int64, which of the image's first tokens these are; ``gate`` ``[B, N]``, what
-            earlier stages left open of each.
-        layer: The layer of the decoder, the cache or the tower where they stand, from 0; -1 at the projector.
-        course: How the images came there, between decoder layers; None elsewhere.
+        signals: Further inputs that a reducer requests by name: ``text`` ``[B, T, D]`` prompt embeddings and
+            ``text_mask`` ``[B, T]`` (true at real prompt tokens), ``cls`` ``[B, N]`` attention of the CLS token (mean
+            over heads), ``encoder`` ``[B, N, Dv]`` features of the vision tower before the projector. Between decoder
+            layers also ``last`` ``[B, N]``, ``text_rows`` ``[B, T, N]`` and ``image_rows`` ``[B, R, N]``, attention
+            rows (mean over heads) of the prompt's last token, of all its text and of some tokens of the image, padded
+            with zeros; ``place`` ``[B, N]`` int64, original index of each token in its image; ``gate`` ``[B, N]``,
+            product of the gates of earlier stages.
+        layer: Index of the layer of the decoder, the cache or the tower at which the tokens are, from 0; -1 at the
+            projector.
+        course: Progress of the images between decoder layers; None elsewhere.
     """
 
     features: Tensor
@@ -60,7 +62,7 @@ class VisualTokens:
 
     @property
     def count(self) -> int:
-        """N, the number of visual tokens of each image."""
+        """Number of visual tokens of each image, N."""
         return self.features.shape[1]
 
     def signal(self, name: str) -> Tensor:
@@ -77,21 +79,21 @@ class VisualTokens:
 
 @dataclass(frozen=True)
 class Reduction:
-    """What a reducer returns: K tokens for each of B images.
+    """Result of a reducer: K tokens for each of B images.
 
     Attributes:
-        kept_indices: ``[B, K]`` int64, ascending original indices; they say which position each kept token takes.
-        features: ``[B, K, D]``, or None when the new tokens are plain copies of the anchors.
-        valid: ``[B, K]`` bool, or None when all are valid. Invalid entries trail and are ignored.
+        kept_indices: ``[B, K]`` int64, ascending original indices; they determine the position of each kept token.
+        features: ``[B, K, D]``, or None if the new tokens are copies of the tokens at ``kept_indices``.
+        valid: ``[B, K]`` bool, or None if all are valid. Invalid entries come last and are ignored.
         scores: ``[B, N]``, for overlays and training.
-        assignment: ``[B, N]`` int64, which of the K tokens each original one went into, -1 for none.
-        size: ``[B, K]``, how many original tokens each stands for, or None when the method does not say.
-        memory: ``[B, N, S]``, what layers of the language model may look back at (kind ``recall``); anything.
-        weight: ``[B, N]``, of kind ``skip`` only: a token that stays becomes ``h + w (layer(h) - h)``, one that passes
-            the layer by ``w h``; None leaves both as they are.
-        gate: ``[B, K]`` in [0, 1], between decoder layers in training: by how much later layers attend to each, with
-            the gates of earlier stages multiplied in by the runtime. None where all are open.
-        losses: The method's own terms by name, ``[B]`` each; `Reducer.own_loss` makes a loss of those of a whole batch.
+        assignment: ``[B, N]`` int64, the one of the K tokens that each original token was merged into, -1 for none.
+        size: ``[B, K]``, number of original tokens that each one represents, or None if the method does not say.
+        memory: ``[B, N, S]``, per-token data that layers of the language model read later (kind ``recall``).
+        weight: ``[B, N]``, for kind ``skip`` only: a token that stays becomes ``h + w (layer(h) - h)``, one that skips
+            the layer becomes ``w h``; None for 1.
+        gate: ``[B, K]`` in [0, 1], between decoder layers in training: factor on the attention that later layers pay to
+            each token. The runtime multiplies in the gates of earlier stages. None for 1.
+        losses: Additional loss terms of the method by name, ``[B]`` each; `Reducer.own_loss` combines those of a batch.
     """
 
     kept_indices: Tensor
@@ -115,7 +117,7 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Budget:
-    """How many tokens of each image stay: a count (int) or a ratio (float in (0, 1])."""
+    """Number of tokens to keep of each image: a count (int) or a ratio (float in (0, 1])."""
 
     value: int | float
 
@@ -128,10 +130,10 @@ class Budget:
 
     @classmethod
     def parse(cls, value: Any) -> "Budget":
-        """Read ``64``, ``"64"`` (tokens per image), ``0.25``, ``"0.25"`` (ratio) or a ready budget.
+        """Read a count (``64``, ``"64"``), a ratio (``0.25``, ``"0.25"``) or a budget.
 
         Raises:
-            UserError: not a number, or out of range.
+            UserError: Not a number, or out of range.
         """
         if isinstance(value, Budget):
             return value
@@ -145,10 +147,10 @@ class Budget:
         return cls(int(value) if isinstance(value, Integral) else float(value))
 
     def count(self, n: int) -> int:
-        """Tokens to keep of ``n``; a ratio keeps at least one.
+        """Number of tokens to keep of ``n``; a ratio keeps at least one.
 
         Raises:
-            UserError: a count above ``n``.
+            UserError: A count above ``n``.
         """
         if isinstance(self.value, float):
             return min(n, max(1, math.floor(self.value * n + 0.5)))

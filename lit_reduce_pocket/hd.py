@@ -28,6 +28,7 @@ from transformers import (
 
 from lit_reduce.console import run
 from lit_reduce.files import atomic_folder
+from lit_reduce.options import option
 from lit_reduce.settings import configs_dir, resolve
 from lit_reduce_pocket.export import save_half
 from lit_reduce_pocket.hd_world import TILES, WIDE, draw, hd_scene
@@ -47,17 +48,22 @@ TURNS, TEXT = 16, 240
 
 @dataclass
 class HdSettings:
-    """Settings of the recipe; configs/pocket_hd.yaml explains each."""
+    """Make the high-resolution reference backbone from pocket.
 
-    output: str = "outputs/pocket-hd"
-    start: str = "checkpoints/pocket"
-    device: str = "auto"
-    workers: int = 0
-    scenes: int = 3
-    shown: int = 640
-    steps: int = 720
-    whole_from: int = 480
-    rate: float = 3e-4
+    python -m lit_reduce_pocket.hd
+
+    A killed run continues when it is started again.
+    """
+
+    output: str = option("outputs/pocket-hd", "checkpoint and log; the model goes to output/pocket-hd")
+    init_from: str = option("checkpoints/pocket", "an exported pocket, whose weights training starts from", was="start")
+    device: str = option("auto", "cpu, cuda, ...; auto takes the GPU where there is one")
+    workers: int = option(0, "processes that draw scenes; 0 draws between the steps", min=0)
+    scenes: int = option(3, "scenes of 672 px in a step, each with up to 16 questions", min=1)
+    shown: int = option(640, "of the 2,928 visual tokens and newlines, those of things and newlines first", min=1)
+    steps: int = option(720, "all steps", min=1)
+    whole_from: int = option(480, "from this step on the decoder sees all tokens of one scene", min=0)
+    rate: float = option(3e-4, "peak learning rate (Muon for matrices in the decoder, else AdamW)", above=0)
 
 
 @lru_cache(maxsize=1)
@@ -177,7 +183,9 @@ def make(settings: HdSettings) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(found if settings.device == "auto" else settings.device)
-    model = build_from(LlavaForConditionalGeneration.from_pretrained(settings.start, dtype=torch.float32)).to(device)
+    model = build_from(LlavaForConditionalGeneration.from_pretrained(settings.init_from, dtype=torch.float32)).to(
+        device
+    )
     model.model.vision_tower.requires_grad_(False)
     batches = partial(lecture, scenes=settings.scenes, shown=settings.shown, whole_from=settings.whole_from)
     fit("hd", {"model": model}, batches, hd_loss(model, device), steps=settings.steps, lr=settings.rate, folder=folder,

@@ -8,7 +8,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lit_reduce.distill.teacher import Teacher, answer_rows
 from lit_reduce.evaluate.bootstrap import interval
 from lit_reduce.evaluate.metrics import is_correct
 from lit_reduce.files import write_atomic
+from lit_reduce.options import option
 from lit_reduce.settings import BackboneSettings, configs_dir, resolve
 from lit_reduce_pocket.easy import easy_image, easy_rows
 from lit_reduce_pocket.questions import questions
@@ -34,14 +35,17 @@ Asked = tuple[Group, list[str]]  # a picture with its questions, and the family 
 
 @dataclass
 class QualitySettings:
-    """Settings of the measurement; configs/quality.yaml explains each."""
+    """Measure the reference backbone on held-out pictures.
 
-    backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    split: str = "test"
-    scenes: int = 2000
-    turns: int = 16
-    easy: int = 1000
-    out: str = "outputs/quality.json"
+    python -m lit_reduce_pocket.quality
+    """
+
+    backbone: BackboneSettings = option(BackboneSettings, "the backbone that is measured")
+    split: str = option("test", "choose on val, report on test", choices=("test", "val"))
+    scenes: int = option(2000, "rendered scenes", min=1)
+    turns: int = option(16, "questions on each", min=1)
+    easy: int = option(1000, "pictures of easy-VQA's test split; 0 leaves it out", min=0)
+    out: str = option("outputs/quality.json", "the report")
 
 
 def scene_questions(split: str, count: int, turns: int) -> Iterator[Asked]:

@@ -39,10 +39,10 @@ def _groups(make: str, split: str, count: int, turns: int) -> Any:
     return groups(split, count, turns)
 
 
-def _reference(name: str, *, default: bool) -> Reference:
+def _reference(name: str, plugin: str, *, default: bool) -> Reference:
     questions = {name: partial(_rows, name, "test"), f"{name}-val": partial(_rows, name, "val")}
-    return Reference(name, partial(_folder, name), questions, partial(_groups, name), _root(name), default)
+    return Reference(name, partial(_folder, name), questions, partial(_groups, name), _root(name), plugin, default)
 
 
-POCKET = _reference("pocket", default=True)
-POCKET_HD = _reference("pocket-hd", default=False)
+POCKET = _reference("pocket", "covipal", default=True)
+POCKET_HD = _reference("pocket-hd", "falcon", default=False)

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from lit_reduce.backbones import Backbone, load_backbone
 from lit_reduce.data.groups import Group
 from lit_reduce.distill.initial import initial_reducer
-from lit_reduce.distill.settings import DataSettings, TrainSettings
 from lit_reduce.distill.train import distill_data
 from lit_reduce.distill.trainer import fit
+from lit_reduce.settings.train import DataSettings, TrainSettings
 from lit_reduce_pocket.data import scene_groups
 
 ROUNDS, TURNS = 3, 4

@@ -23,7 +23,7 @@ def main() -> None:
     """Prints right answers and misses of each way."""
     backbone = load_backbone("pocket")
     covipal, _ = load_plugin(Path(__file__).parents[2] / "checkpoints" / "pocket" / "covipal")
-    chosen = create("covipal", **vars(covipal.config) | {"rest": 0})
+    chosen = create("covipal", **vars(covipal.config) | {"summary": 0})
     chosen.load_state_dict({name: x for name, x in covipal.state_dict().items() if name != "rest"})
     plans = {
         "all tokens": ReducerSpec(),

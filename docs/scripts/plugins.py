@@ -27,20 +27,20 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from lit_reduce import settings
 from lit_reduce.backbones import load_backbone
 from lit_reduce.distill.export import notes, write_table
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.train import PLUGIN
 from lit_reduce.files import atomic_folder
 from lit_reduce.plugin import CONFIG, load_plugin, save_plugin
+from lit_reduce.settings.train import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 SETTINGS, BEFORE, TABLE, LOG = "train.yaml", "first.yaml", "table.json", "run.log"
-# Beside configs/train.yaml and configs/train/NAME.yaml: longer than the default, which has ten minutes.
+# Beside the presets of the backbone: longer than the default, which has ten minutes.
 HD = "data.name=pocket-hd data.turns=6 data.test_rows=300 pictures=2 val_every=80 table_batch=10 runs=0"
 COMMON = {"pocket": ["data.images=1400"], "pocket-hd": HD.split()}
 LONGER: dict[str, dict[str, list[str]]] = {
     "pocket": {
         "covipal": [
-            "reducer.options.rest=4", "only=[rest]", "guide_steps=0", "steps=150", "warmup=10", "ema=0.95",
+            "reducer.options.summary=4", "trainable=[rest]", "guide_steps=0", "steps=150", "warmup=10", "ema=0.95",
             "val_every=50",
         ],
         "packer": [],
@@ -54,11 +54,11 @@ LONGER: dict[str, dict[str, list[str]]] = {
     "pocket-hd": {
         "falcon": [
             "reducer.options.reatten=32", "data.images=160", "data.val_images=8", "steps=400", "val_budgets=[64]",
-            "table_budgets=[64]", "yardsticks=[]",
+            "table_budgets=[64]", "baselines=[]",
         ],
         "flexattention": [
             "reducer.options.short=pool", "data.images=160", "data.val_images=12", "steps=480",
-            "budgets=[288,576]", "val_budgets=[576]", "table_budgets=[576]", "yardsticks=[overview,pool,cdpruner]",
+            "budgets=[288,576]", "val_budgets=[576]", "table_budgets=[576]", "baselines=[overview,pool,cdpruner]",
         ],
     },
 }  # fmt: skip
@@ -73,12 +73,13 @@ FIRST: dict[str, dict[str, list[str]]] = {
 def calls(name: str, seed: int, asked: argparse.Namespace) -> list[tuple[Path, list[str]]]:
     """The calls that make one, in order: where each puts what it makes, and its settings."""
     world, output = Path(asked.backbone).name, asked.work / named(name, seed)
-    first, given = before(output), [f"reducer={name}", f"seed={seed}", f"backbone={asked.backbone}", *COMMON[world]]
+    given = [f"reducer={name}", f"seed={seed}", f"backbone={asked.backbone}", f"preset={world}", *COMMON[world]]
+    first = before(output)
     if name not in FIRST[world]:
         return [(output, [*given, f"output={output}", *LONGER[world][name], *asked.set])]
     return [
         (first, [*given, f"output={first}", *FIRST[world][name], *asked.set]),
-        (output, [*given, f"output={output}", *LONGER[world][name], f"start={first / PLUGIN}", *asked.set]),
+        (output, [*given, f"output={output}", *LONGER[world][name], f"init_from={first / PLUGIN}", *asked.set]),
     ]
 
 
@@ -143,7 +144,7 @@ def ship(output: Path, target: Path, budgets: list[int]) -> None:
 
 
 def add_table(target: Path) -> None:
-    """Compares a plug-in with the yardsticks and puts table and card beside its weights."""
+    """Compares a plug-in with the baselines and puts table and card beside its weights."""
     chosen = resolved([f"config={target / SETTINGS}"])
     reducer, config = load_plugin(target)
     output = Path(chosen.output)

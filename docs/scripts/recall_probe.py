@@ -19,7 +19,7 @@ from lit_reduce.distill.kv_regression import keys_and_values, moments
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.files import write_atomic
 from lit_reduce.ops.regression import explained, fit
-from lit_reduce.ops.similarity import normal
+from lit_reduce.ops.similarity import rms_normalize
 from lit_reduce_pocket.data import scene_groups
 
 RANKS: list[int | None] = [16, 32, 64, None]
@@ -36,7 +36,7 @@ def main() -> None:
     x, y = [], []
     for outputs in map(teacher.outputs, scene_groups("val", held, 1)):
         features = outputs["features"].float()
-        x.append(normal(features).double())
+        x.append(rms_normalize(features).double())
         y.append(keys_and_values(model, outputs["prefix"], features, layers).double())
     inputs, targets = torch.cat(x), torch.cat(y)
     width, rows = targets.shape[2], []

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -20,27 +20,11 @@ from lit_reduce.errors import UserError
 from lit_reduce.inference.spec import ReducerSpec, find_spec
 from lit_reduce.plugin import create_for
 from lit_reduce.reducer import Reducer, available
-from lit_reduce.settings import BackboneSettings, ReducerSettings
+from lit_reduce.settings import ReducerSettings
+from lit_reduce.settings.bench import BenchSettings
 from lit_reduce.tokens import Budget
 
 PLAIN = "all"
-
-
-@dataclass
-class BenchSettings:
-    """Settings of ``bench``; ``configs/bench.yaml`` explains each."""
-
-    backbone: BackboneSettings = field(default_factory=lambda: BackboneSettings("shape:smolvlm-256m"))
-    reducer: ReducerSettings = field(default_factory=lambda: ReducerSettings("covipal"))
-    keep: Any = field(default_factory=lambda: [192, 128, 64])
-    batch: Any = field(default_factory=lambda: [1, 4])
-    visual: int | None = None
-    text: int = 32
-    new_tokens: int = 17
-    runs: int = 5
-    tower: bool = True
-    clock: str = "wall"
-    out: str = "outputs/bench.json"
 
 
 def named_spec(settings: ReducerSettings, backbone: Backbone) -> ReducerSpec:

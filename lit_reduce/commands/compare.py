@@ -1,12 +1,10 @@
 """``lit-reduce compare``: reducers side by side on one page, with pictures of what each kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lit_reduce import settings as files
-from lit_reduce.commands.evaluate import ScoreSettings, finish, temporary_store
+from lit_reduce.commands.evaluate import finish, temporary_store
 from lit_reduce.commands.logs import quiet_transformers
 from lit_reduce.commands.scoring import check, open_backbone, questions, score
 from lit_reduce.errors import UserError
@@ -17,15 +15,7 @@ from lit_reduce.report.html import html_report
 from lit_reduce.report.markdown import markdown
 from lit_reduce.report.summary import Line, facts, summary
 from lit_reduce.report.write import write_report
-
-
-@dataclass
-class CompareSettings(ScoreSettings):
-    """Settings of ``compare``; ``configs/compare.yaml`` explains each."""
-
-    reducers: list[Any] = field(default_factory=lambda: ["all"])
-    pictures: int = 4
-    pictures_keep: Any = None
+from lit_reduce.settings.compare import CompareSettings
 
 
 def main(argv: Sequence[str]) -> None:
@@ -44,8 +34,6 @@ def compare(settings: CompareSettings) -> None:
         UserError: A setting, the data, a picture or a reducer's name is not usable.
     """
     keeps = check(settings, ".html")
-    if settings.pictures < 0:
-        raise UserError(f"pictures={settings.pictures}: give 0 or more")
     shown_at = settings.pictures_keep if settings.pictures_keep is not None else sorted(keeps)[(len(keeps) - 1) // 2]
     if shown_at not in keeps:
         raise UserError(f"pictures_keep={shown_at} is not among keep={keeps}")

@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lit_reduce import settings as files
 from lit_reduce.backbones import Backbone
@@ -17,28 +15,7 @@ from lit_reduce.inference.spec import find_spec
 from lit_reduce.report.markdown import markdown
 from lit_reduce.report.summary import Line, facts, summary
 from lit_reduce.report.write import write_report
-from lit_reduce.settings import BackboneSettings, ReducerSettings
-
-
-@dataclass
-class ScoreSettings:
-    """What ``evaluate`` and ``compare`` have in common; their files in configs/ explain each setting."""
-
-    backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    keep: Any = 64
-    data: str | None = None
-    out: str = "outputs/report.json"
-    limit: int | None = None
-    max_new_tokens: int = 32
-    batch_size: int = 16
-    runs: int = 5
-
-
-@dataclass
-class EvaluateSettings(ScoreSettings):
-    """Settings of ``evaluate``; ``configs/evaluate.yaml`` explains each."""
-
-    reducer: ReducerSettings = field(default_factory=ReducerSettings)
+from lit_reduce.settings.evaluate import EvaluateSettings, ScoreSettings
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +22,8 @@ from lit_reduce.inference.resumable_jsonl import answer_rows
 from lit_reduce.inference.spec import ReducerSpec, find_spec, generate, visual_counts
 from lit_reduce.report.model_view import model_view
 from lit_reduce.report.overlay import overlay, paintable
-from lit_reduce.settings import BackboneSettings, ReducerSettings
-
-
-@dataclass
-class PredictSettings:
-    """Settings of ``predict``; ``configs/predict.yaml`` explains each."""
-
-    backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    reducer: ReducerSettings = field(default_factory=ReducerSettings)
-    keep: int | float = 64
-    image: str | None = None
-    prompt: str | None = None
-    input: str | None = None
-    output: str | None = None
-    overlay: str | None = None
-    json: bool = False
-    max_new_tokens: int = 32
-    batch_size: int = 8
-    runs: int = 0
-    on_error: str = "stop"
+from lit_reduce.settings import BackboneSettings
+from lit_reduce.settings.predict import PredictSettings
 
 
 def main(argv: Sequence[str]) -> None:
@@ -60,11 +41,7 @@ def predict(settings: PredictSettings) -> None:
     Raises:
         UserError: A setting, a picture, a file or the plug-in is not usable.
     """
-    for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("runs", 0)):
-        if getattr(settings, name) < least:
-            raise UserError(f"{name}={getattr(settings, name)}: give {least} or more")
-    if settings.on_error not in ("stop", "record"):
-        raise UserError(f"on_error={settings.on_error} is not known: use stop or record")
+    files.check(settings)
     if settings.input is not None or settings.output is not None:
         _predict_file(settings)
     else:

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from lit_reduce import settings as files
 from lit_reduce.backbones import Backbone, load_backbone
 from lit_reduce.data.jsonl import Row, read_rows
 from lit_reduce.errors import UserError
@@ -17,33 +17,27 @@ from lit_reduce.files import check_writable
 from lit_reduce.inference.answer_store import AnswerStore
 from lit_reduce.inference.spec import ReducerSpec
 from lit_reduce.registry import question_sets
+from lit_reduce.settings.evaluate import ScoreSettings
 from lit_reduce.tokens import Budget
 
-if TYPE_CHECKING:
-    from lit_reduce.commands.evaluate import ScoreSettings
 
-
-def check(settings: "ScoreSettings", suffix: str) -> list[int | float]:
+def check(settings: ScoreSettings, suffix: str) -> list[int | float]:
     """Refuse settings that cannot work before anything is read or loaded; returns the budgets.
 
     Raises:
         UserError: One of them cannot.
     """
-    for name, least in (("batch_size", 1), ("max_new_tokens", 1), ("runs", 0), ("limit", 1)):
-        if getattr(settings, name) is not None and getattr(settings, name) < least:
-            raise UserError(f"{name}={getattr(settings, name)}: give {least} or more")
+    files.check(settings)
     keeps = [
         Budget.parse(keep).value for keep in (settings.keep if isinstance(settings.keep, list) else [settings.keep])
     ]
-    if not keeps:
-        raise UserError("keep=[] holds no budget: give one or more, as keep=[64,32]")
     if Path(settings.out).suffix != suffix:
         raise UserError(f"out={settings.out}: give the report a name that ends in {suffix}")
     check_writable(settings.out)
     return list(dict.fromkeys(keeps))
 
 
-def questions(settings: "ScoreSettings") -> list[Row]:
+def questions(settings: ScoreSettings) -> list[Row]:
     """The rows to score on: of a file, or of a question set that an installed package offers by name.
 
     Raises:
@@ -60,14 +54,14 @@ def questions(settings: "ScoreSettings") -> list[Row]:
     return read_rows(data, need_answers=True)[: settings.limit]
 
 
-def open_backbone(settings: "ScoreSettings") -> Backbone:
+def open_backbone(settings: ScoreSettings) -> Backbone:
     """Load the backbone that the settings name."""
     named = settings.backbone
     return load_backbone(named.name, named.dtype, named.device, named.revision)
 
 
 def score(
-    settings: "ScoreSettings",
+    settings: ScoreSettings,
     backbone: Backbone,
     specs: Mapping[str, ReducerSpec],
     keeps: Sequence[int | float],

@@ -1,9 +1,8 @@
 """``lit-reduce table``: the plug-ins of a backbone and baselines at every budget, scored, counted and timed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -11,8 +10,6 @@ from lit_reduce import settings as files
 from lit_reduce.backbones import Backbone
 from lit_reduce.benchmark.costs import measure_costs
 from lit_reduce.benchmark.machine import machine_facts
-from lit_reduce.benchmark.phase_timer import CLOCKS
-from lit_reduce.commands.evaluate import ScoreSettings
 from lit_reduce.commands.logs import quiet_transformers
 from lit_reduce.commands.scoring import check, open_backbone, questions, score
 from lit_reduce.data.jsonl import Row
@@ -26,17 +23,7 @@ from lit_reduce.report.markdown import markdown
 from lit_reduce.report.summary import Costs, Line, facts, summary
 from lit_reduce.report.write import write_report
 from lit_reduce.settings import ReducerSettings
-
-
-@dataclass
-class TableSettings(ScoreSettings):
-    """Settings of ``table``; ``configs/table.yaml`` explains each."""
-
-    plugins: str = "checkpoints/pocket"
-    methods: list[str] = field(default_factory=list)
-    yardsticks: list[Any] = field(default_factory=list)
-    answers: str = "outputs/table"
-    clock: str = "wall"
+from lit_reduce.settings.table import TableSettings
 
 
 def main(argv: Sequence[str]) -> None:
@@ -56,8 +43,6 @@ def table(settings: TableSettings) -> None:
         UserError: A setting, the data, the backbone or a baseline's name is not usable.
     """
     keeps = check(settings, ".json")
-    if settings.clock not in CLOCKS:
-        raise UserError(f"clock={settings.clock} is not known: use {' or '.join(CLOCKS)}")
     lines, specs = find_lines(settings, keeps[0])
     rows, backbone = questions(settings), open_backbone(settings)
     store = AnswerStore(settings.answers, backbone, settings.max_new_tokens)
@@ -79,7 +64,7 @@ def find_lines(settings: TableSettings, keep: int | float) -> tuple[dict[str, Li
     Raises:
         UserError: Two lines of one name, or an unknown baseline.
     """
-    specs, broken = find_specs(settings.yardsticks, keep) if settings.yardsticks else ({}, {})
+    specs, broken = find_specs(settings.baselines, keep) if settings.baselines else ({}, {})
     baselines = {name: Line([name], facts=facts(spec)) for name, spec in specs.items()}
     baselines |= {name: Line([], {name: error}) for name, error in broken.items()}
     lines: dict[str, Line] = {}

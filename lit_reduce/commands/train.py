@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from lit_reduce import settings as files
 from lit_reduce.commands.logs import quiet_transformers
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.train import train
+from lit_reduce.settings.train import TrainSettings
 
 
 def main(argv: Sequence[str]) -> None:

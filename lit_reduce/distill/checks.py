@@ -1,12 +1,11 @@
 """Checks of training settings that run before anything heavy starts."""
 
+from lit_reduce import options
 from lit_reduce.backbones import Backbone
-from lit_reduce.distill.logs import LOGGERS
-from lit_reduce.distill.relaxation import GATES
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.errors import UserError
 from lit_reduce.precision import fast_in_bfloat16
 from lit_reduce.reducer import find
+from lit_reduce.settings.train import TrainSettings
 
 
 def check(settings: TrainSettings) -> None:
@@ -15,44 +14,11 @@ def check(settings: TrainSettings) -> None:
     Raises:
         UserError: One of them cannot.
     """
-    _check_numbers(settings)
-    _check_choices(settings)
-    _check_reducers(settings)
-
-
-def _check_numbers(settings: TrainSettings) -> None:
-    for name in ("steps", "pictures", "turns", "save_every", "val_every", "devices", "table_batch"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"{name}={getattr(settings, name)}: give 1 or more")
-    if not settings.budgets or min(settings.budgets) < 1:
-        raise UserError(f"budgets={settings.budgets}: give the smallest and the largest count of tokens to train for")
-    if not settings.val_budgets or min(settings.val_budgets) < 1:
-        raise UserError(f"val_budgets={settings.val_budgets}: give one count of tokens or more, each at least 1")
-    if settings.table_budgets and min(settings.table_budgets) < 1:
-        raise UserError(f"table_budgets={settings.table_budgets}: give counts of at least 1")
-    if settings.tau <= 0 or settings.candidates < 1:
-        raise UserError(
-            f"tau={settings.tau}, candidates={settings.candidates}: tau must be above 0, candidates at least 1"
-        )
+    options.check(settings)
     weights = settings.budget_weights
-    if weights is not None and (len(weights) != len(settings.budgets) or min(weights) < 0 or sum(weights) <= 0):
+    if weights is not None and (len(weights) != len(settings.budgets) or sum(weights) <= 0):
         raise UserError(f"budget_weights={weights}: give one weight, 0 or more, for each of budgets={settings.budgets}")
-    if not 0 <= settings.curriculum <= 1:
-        raise UserError(f"curriculum={settings.curriculum}: give a share of the steps, from 0 to 1")
-    if not settings.relax or min(settings.relax) <= 0:
-        raise UserError(f"relax={settings.relax}: give the first and the last softness, above 0")
-
-
-def _check_choices(settings: TrainSettings) -> None:
-    choices = {
-        "gate": tuple(GATES),
-        "guide_rows": ("text", "answer"),
-        "positions": ("keep", "renumber"),
-        "logger": tuple(LOGGERS),
-    }
-    for name, known in choices.items():
-        if (value := getattr(settings, name)) not in known:
-            raise UserError(f"{name}={value}: use {', '.join(known)}")
+    _check_reducers(settings)
 
 
 def _check_reducers(settings: TrainSettings) -> None:
@@ -65,9 +31,9 @@ def _check_reducers(settings: TrainSettings) -> None:
         )
     if not cls.trained:
         raise UserError(f"reducer {name} has nothing to train; use it by name in predict and evaluate")
-    for baseline in settings.yardsticks:
+    for baseline in settings.baselines:
         if find(baseline).trained:
-            raise UserError(f"yardstick {baseline} needs training; name training-free reducers")
+            raise UserError(f"baseline {baseline} needs training; name training-free reducers")
 
 
 def check_budgets(settings: TrainSettings, backbone: Backbone) -> None:

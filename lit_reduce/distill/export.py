@@ -7,7 +7,6 @@ import torch
 from tqdm import tqdm
 
 from lit_reduce.backbones import Backbone
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.sources import table_rows
 from lit_reduce.evaluate.evaluator import evaluate
 from lit_reduce.evaluate.results import ALL_TOKENS, Results
@@ -17,6 +16,7 @@ from lit_reduce.reducer import Reducer, create
 from lit_reduce.report.markdown import markdown
 from lit_reduce.report.summary import Line, facts, summary
 from lit_reduce.report.write import write_report
+from lit_reduce.settings.train import TrainSettings
 
 
 def export(settings: TrainSettings, backbone: Backbone, reducer: Reducer, folder: Path) -> PluginConfig:
@@ -53,7 +53,7 @@ def compare(settings: TrainSettings, backbone: Backbone, reducer: Reducer) -> tu
     """Scores the reducer and the baselines on the test rows at every budget of the table; returns the lines as well."""
     rows, total = table_rows(settings.data)
     specs = {settings.reducer.name: ReducerSpec(reducer, positions=settings.positions)}
-    specs |= {name: ReducerSpec(create(name)) for name in settings.yardsticks}
+    specs |= {name: ReducerSpec(create(name)) for name in settings.baselines}
     most = backbone.identity.tokens or max(settings.table_budgets)  # 0 where the count depends on the picture
     keeps = [k for k in settings.table_budgets if k <= most]
     lines = {name: Line([name], facts=facts(spec)) for name, spec in specs.items()}
@@ -78,7 +78,7 @@ def notes(settings: TrainSettings, results: Results | None = None, device: torch
     made = (
         f"Trained on `{settings.data.name}` ({settings.data.images} pictures, {settings.steps} steps of "
         f"{settings.pictures * settings.turns} questions, seed {settings.seed})"
-        f"{'' if settings.start is None else ', from the weights of `' + settings.start + '` on'}."
+        f"{'' if settings.init_from is None else ', from the weights of `' + settings.init_from + '` on'}."
     )
     if results is None or device is None:
         return made

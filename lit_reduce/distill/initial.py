@@ -1,10 +1,10 @@
 """The reducer that training starts with: fresh, or with the weights of a plug-in; all weights trainable, or some."""
 
 from lit_reduce.backbones import Backbone
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import create_for, load_plugin
 from lit_reduce.reducer import Reducer
+from lit_reduce.settings.train import TrainSettings
 
 
 def initial_reducer(settings: TrainSettings, backbone: Backbone) -> Reducer:
@@ -14,10 +14,10 @@ def initial_reducer(settings: TrainSettings, backbone: Backbone) -> Reducer:
         UserError: An unknown reducer or option, a plug-in that does not load or does not fit, unknown weights.
     """
     reducer = create_for(backbone.identity, settings.reducer.name, settings.reducer.options)
-    if settings.start is not None:
-        load_weights(reducer, load_plugin(settings.start)[0], settings.start)
-    if settings.only is not None:
-        freeze_others(reducer, settings.only)
+    if settings.init_from is not None:
+        load_weights(reducer, load_plugin(settings.init_from)[0], settings.init_from)
+    if settings.trainable is not None:
+        freeze_others(reducer, settings.trainable)
     return reducer
 
 
@@ -31,11 +31,11 @@ def load_weights(reducer: Reducer, other: Reducer, path: str) -> None:
     """
     own, given = reducer.state_dict(), other.state_dict()
     if other.name != reducer.name:
-        raise UserError(f"start={path} is of {other.name}, but {reducer.name} is to be trained")
+        raise UserError(f"init_from={path} is of {other.name}, but {reducer.name} is to be trained")
     for name, x in given.items():
         if name not in own or own[name].shape != x.shape:
             here = "nothing" if name not in own else str(list(own[name].shape))
-            raise UserError(f"start={path} has {name} {list(x.shape)} where there is {here} here; give its options")
+            raise UserError(f"init_from={path} has {name} {list(x.shape)} where there is {here} here; give its options")
     reducer.load_state_dict(given, strict=False)
 
 
@@ -51,7 +51,7 @@ def freeze_others(reducer: Reducer, trainable: list[str]) -> None:
         if not names:
             known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in weights))
             raise UserError(
-                f"only={trainable}: {reducer.name} has no weights '{part}' with these options; it has {known}"
+                f"trainable={trainable}: {reducer.name} has no weights '{part}' with these options; it has {known}"
             )
     free = set[str]().union(*found.values())
     for name, weight in weights.items():

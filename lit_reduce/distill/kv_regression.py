@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_reduce.distill.teacher import Outputs
 from lit_reduce.ops.regression import Moments, fit
-from lit_reduce.ops.similarity import normal
+from lit_reduce.ops.similarity import rms_normalize
 from lit_reduce.runtime.attention.probe import AttentionProbe, Call
 from lit_reduce.runtime.decoder.run import embed
 from lit_reduce.runtime.encode import placeholders
@@ -51,12 +51,12 @@ def keys_and_values(model: Any, prefix: Tensor, features: Tensor, layers: Sequen
 
 
 def moments(model: Any, pictures: Iterable[Outputs], layers: Sequence[int]) -> Moments:
-    """Sums over the tokens of some pictures, of `normal` features and of their keys and values in some layers."""
+    """Sums over the tokens of some pictures, of normalized features and of keys and values in some layers."""
     total: Moments | None = None
     for outputs in pictures:
         features = outputs["features"].to(model.device, model.dtype)
         targets = keys_and_values(model, outputs["prefix"].to(model.device), features, layers)
-        new = Moments.of(normal(features.float()).cpu(), targets.flatten(1).cpu())
+        new = Moments.of(rms_normalize(features.float()).cpu(), targets.flatten(1).cpu())
         total = new if total is None else total + new
     if total is None:
         raise ValueError("no pictures to regress on")

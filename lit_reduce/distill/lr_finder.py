@@ -12,9 +12,9 @@ from tqdm import tqdm
 from lit_reduce.console import columns
 from lit_reduce.distill.data import DistillData
 from lit_reduce.distill.module import Distiller
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.files import atomic_path
 from lit_reduce.reducer import Reducer
+from lit_reduce.settings.train import TrainSettings
 
 LOWEST, HIGHEST, STEPS = 1e-5, 1.0, 60
 SMOOTH, WORSE = 0.8, 4.0  # share of the past in the smoothed loss; a sweep ends at so many times the best

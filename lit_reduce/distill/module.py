@@ -14,10 +14,10 @@ from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.losses import answer_kl, row_mean
 from lit_reduce.distill.objectives import OBJECTIVES
 from lit_reduce.distill.seeded_sampling import budget_of
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.student import student_logits
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.decoder.checkpointing import recomputed
+from lit_reduce.settings.train import TrainSettings
 
 
 class Distiller(LightningModule):

@@ -12,9 +12,9 @@ from torch import Tensor
 from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.losses import hinge, listwise, reading
 from lit_reduce.distill.relaxation import GATES, with_rest
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.student import reduce, relaxed_logits, sees, student_logits
 from lit_reduce.ops.gates import budget_gap
+from lit_reduce.settings.train import TrainSettings
 from lit_reduce.tokens import Reduction, VisualTokens
 
 Answers = tuple[Tensor, Tensor, Tensor]  # logits, labels and rows, see `student_logits`

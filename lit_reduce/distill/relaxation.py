@@ -8,9 +8,9 @@ from torch import Tensor
 
 from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.seeded_sampling import normal, uniform
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.ops.gates import anneal, concrete, exact_budget, key_bias, mix_noise
 from lit_reduce.reducer import ScoringReducer
+from lit_reduce.settings.train import TrainSettings
 from lit_reduce.tokens import VisualTokens
 
 FLOOR = 1e-6  # weight of a dropped key in the backward pass, so that its score still gets a gradient
@@ -102,7 +102,7 @@ def with_rest(
     if not summary_count:
         return gated
     kept = _order(scores)[:, : keep - summary_count]
-    kept_indices, features = reducer.with_rest(tokens, scores, kept, gated.kept_indices, summary_count)
+    kept_indices, features = reducer.with_summary(tokens, scores, kept, gated.kept_indices, summary_count)
     if gated.features is not None:
         made = torch.zeros_like(scores, dtype=torch.bool).scatter(1, kept_indices[:, -summary_count:], True)
         features = torch.where(made[..., None], features, gated.features.to(features))

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from lit_reduce.data.groups import Group, group_rows
 from lit_reduce.data.jsonl import Row, read_rows
 from lit_reduce.data.questions import scored_rows
-from lit_reduce.distill.settings import DataSettings
 from lit_reduce.errors import UserError
 from lit_reduce.registry import references
+from lit_reduce.settings.train import DataSettings
 
 HELD_OUT = 20  # one picture in so many validates where the user gives no file for that
 

@@ -14,7 +14,6 @@ from lit_reduce.distill.export import export, write_table
 from lit_reduce.distill.initial import initial_reducer
 from lit_reduce.distill.logs import quiet
 from lit_reduce.distill.lr_finder import show, sweep
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.sources import training_groups
 from lit_reduce.distill.teacher import PIXELS, Teacher
 from lit_reduce.distill.trainer import fit
@@ -22,6 +21,7 @@ from lit_reduce.files import check_writable
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.decoder.attention_rows import from_tower
 from lit_reduce.settings import save
+from lit_reduce.settings.train import TrainSettings
 
 PLUGIN = "plugin"
 

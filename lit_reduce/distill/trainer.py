@@ -15,9 +15,9 @@ from lit_reduce.distill.data import DistillData
 from lit_reduce.distill.kv_regression import PICTURES, teach_keys
 from lit_reduce.distill.logs import LOGGERS, quiet
 from lit_reduce.distill.module import Distiller
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
+from lit_reduce.settings.train import TrainSettings
 
 
 def fit(
@@ -31,7 +31,7 @@ def fit(
     module, average = Distiller(model, reducer, settings), MovingAverage(settings.ema)
     checkpoint = output / "last.ckpt"
     step = check_checkpoint(checkpoint, module)
-    if reducer.warmup_target == "keys" and settings.start is None and not checkpoint.is_file():
+    if reducer.warmup_target == "keys" and settings.init_from is None and not checkpoint.is_file():
         read = tqdm(data.groups[:PICTURES], desc="keys", unit="picture")
         teach_keys(model, reducer, (data.held[0].outputs(group) for group in read))
     last = ModelCheckpoint(
@@ -66,7 +66,7 @@ def check_checkpoint(path: Path, module: Distiller) -> int:
     trained = sum(weight.requires_grad for weight in module.reducer.parameters())
     groups = [group for state in checkpoint.get("optimizer_states", ()) for group in state["param_groups"]]
     if any(len(group["params"]) != trained for group in groups):
-        raise UserError(f"{path} is of a run with another setting of only: give another output, or remove it")
+        raise UserError(f"{path} is of a run with another setting of trainable: give another output, or remove it")
     return int(checkpoint.get("global_step", 0))
 
 

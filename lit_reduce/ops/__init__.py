@@ -1,1 +1,1 @@
-"""Pure functions on tensors: selectors, mergers and gates that methods are composed of."""
+"""Pure functions on tensors from which reducers are built: selectors, mergers, scorers, gates."""

@@ -1,8 +1,7 @@
-"""Budget rules: how a number of tokens is split over parts, tiles or layers."""
+"""Budget rules: how a number of tokens is divided over parts of an image, tiles or layers."""
 
 import itertools
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,41 +9,21 @@ from torch import Tensor
 from lit_reduce.errors import UserError
 
 
-def layer_average(schedule: Mapping[int, int], depth: int, tokens: int) -> float:
-    """Visual tokens a layer sees on average: what papers call the budget of a method inside the language model.
+def geometric_schedule_for_mean(shares: list[float], depth: int, tokens: int, keep: int) -> dict[int, int]:
+    """Token counts by layer that shrink by a constant factor per stage, with a given mean over all layers.
 
     Args:
-        schedule: Tokens that stay from before each layer on.
-        depth: Layers of the model.
-        tokens: Visual tokens at first.
-    """
-    total, now = 0, tokens
-    for layer in range(depth):
-        now = schedule.get(layer, now)
-        total += now
-    return total / depth
+        shares: Positions of the stages as fractions of the depth; 0 is before the first layer. Stages that round to the
+            same layer act once.
+        depth: Number of layers.
+        tokens: Visual tokens that enter the first layer.
+        keep: Mean number of visual tokens over the layers, met as closely as whole numbers allow.
 
-
-def count_for_average(average: float, depth: int, tokens: int, layer: int) -> int:
-    """Tokens to keep from before ``layer`` on, so that layers see ``average`` of them: ``(aL - NK) / (L - K)``.
-
-    FastV at K = 2 of 32 layers and 576 tokens: 166, 98 and 30 for averages of 192, 128 and 64. The nearest count, at
-    least 1.
-    """
-    return max(1, math.floor((average * depth - tokens * layer) / (depth - layer) + 0.5))
-
-
-def falling_average(shares: list[float], depth: int, tokens: int, keep: int) -> dict[int, int]:
-    """Tokens that stay from before each of some layers on, each time the same part, so that layers see ``keep``.
-
-    Args:
-        shares: Where, as parts of the depth; 0 is before the first layer, layers that coincide act once.
-        depth: Layers.
-        tokens: Visual tokens at first.
-        keep: Visual tokens that a layer sees on average, to the nearest that whole numbers allow.
+    Returns:
+        ``{layer: tokens that remain from before this layer on}``.
 
     Raises:
-        UserError: the layers before the first of these see more than that already.
+        UserError: The layers before the first stage alone exceed the mean.
     """
     layers = sorted({min(depth - 1, max(1, round(share * depth))) if share else 0 for share in shares})
     least = math.ceil((tokens * layers[0] + depth - layers[0]) / depth)
@@ -63,31 +42,36 @@ def falling_average(shares: list[float], depth: int, tokens: int, keep: int) -> 
 
 
 def contextual_count(k: int) -> int:
-    """VisionZip's contextual part of ``k`` tokens: 5 in 32, that is 30, 20 and 10 of 192, 128 and 64, at least 1."""
+    """Number of contextual tokens among ``k`` tokens of VisionZip (arXiv 2412.04467).
+
+    The paper has 30, 20 and 10 of 192, 128 and 64: 5 in 32, at least 1; none if ``k`` is 1.
+    """
     return max(1, k * 5 // 32) if k > 1 else 0
 
 
 def even_shares(total: int, parts: int) -> list[int]:
-    """Whole numbers that sum to ``total`` and differ by at most 1."""
+    """Split ``total`` into whole numbers that differ by at most 1."""
     return [(part + 1) * total // parts - part * total // parts for part in range(parts)]
 
 
 def largest_remainder(weights: Tensor, total: int, caps: list[int]) -> Tensor:
-    """Whole shares of ``total`` in proportion to weights, none above its cap; what a full part cannot take, others do.
+    """Split ``total`` into whole shares in proportion to weights, by the largest-remainder method with caps.
+
+    What a part at its cap cannot take goes to the others.
 
     Args:
-        weights: ``[B, P]``, not negative; a row of zeros counts as even.
+        weights: ``[B, P]``, non-negative; a row of zeros counts as uniform.
         total: At most the sum of the caps.
-        caps: Tokens that each part has.
+        caps: Number of tokens of each part.
 
     Returns:
-        ``[B, P]`` int64, each row summing to ``total``; of equal remainders the lower index is served first.
+        ``[B, P]`` int64, each row sums to ``total``. Among equal remainders the lower index gets the token.
     """
     parts = weights.shape[-1]
     if not 0 <= total <= sum(caps):
         raise ValueError(f"parts of {caps} tokens cannot share {total}")
     wish, cap = weights.double(), weights.new_tensor(caps, dtype=torch.float64)
-    # A trace of evenness, so that parts without weight can take what the others have no room for.
+    # Add a tiny uniform share, so that parts without weight can take what the others have no room for.
     wish = wish / wish.sum(-1, keepdim=True).clamp_min(1e-30) + 1e-12
     share = torch.zeros_like(wish)
     for _ in range(parts):  # each round fills at least one part or gives everything away
@@ -102,14 +86,17 @@ def largest_remainder(weights: Tensor, total: int, caps: list[int]) -> Tensor:
     return (whole + (order < missing)).long()
 
 
-def falling(shares: list[float], depth: int, tokens: int, keep: int) -> dict[int, int]:
-    """Tokens that stay from before each of some layers on, each time the same part, so that ``keep`` are left at last.
+def geometric_schedule(shares: list[float], depth: int, tokens: int, keep: int) -> dict[int, int]:
+    """Token counts by layer that shrink by a constant factor per stage and end at ``keep``.
 
     Args:
-        shares: Where, as parts of the depth; layers that coincide act once.
-        depth: Layers.
-        tokens: Visual tokens at first.
-        keep: Visual tokens at last.
+        shares: Positions of the stages as fractions of the depth; stages that round to the same layer act once.
+        depth: Number of layers.
+        tokens: Visual tokens that enter the first layer.
+        keep: Visual tokens after the last stage.
+
+    Returns:
+        ``{layer: tokens that remain from before this layer on}``.
     """
     layers = sorted({min(depth - 1, max(1, round(share * depth))) for share in shares})
     part = keep / tokens
@@ -117,13 +104,16 @@ def falling(shares: list[float], depth: int, tokens: int, keep: int) -> dict[int
 
 
 def cosine_decay(depth: int, tokens: int, keep: int, whole: float = 0.85, least: float = 0.15) -> list[int]:
-    """p-MoD's progressive ratio decay (arXiv 2412.04449), moved so that layers see ``keep`` tokens on average, exactly.
+    """Token counts of each layer by p-MoD's progressive ratio decay, shifted to a mean of exactly ``keep``.
 
-    Layer l of L gets the ratio ``cos(pi l / (L - 1)) / 2 + 1/2 + s``: all tokens where that is above ``whole``, never
-    less than ``least``. With s = 0 these are the paper's layers, 53.75 % on average of 32. Other averages move the
-    cosine up or down (our reading): s is the largest with which no more than ``keep`` are seen, and the tokens that
-    rounding and the step at ``whole`` leave over go one by one to the layers that have room, the first ones first.
-    Below the paper's average its least ratio shrinks with ``keep``.
+    Layer l of L has the ratio ``cos(pi l / (L - 1)) / 2 + 1/2 + s``: all tokens if it exceeds ``whole``, and never less
+    than ``least``. With s = 0 these are the paper's counts, 53.75 % on average for 32 layers.
+
+    For other averages we shift the cosine: s is the largest shift whose total does not exceed ``keep * depth``. The
+    tokens that remain because of rounding and of the step at ``whole`` go one by one to the first layers that have
+    room. Below the paper's average, ``least`` shrinks in proportion to ``keep``.
+
+    Source: p-MoD, arXiv 2412.04449; the shift is ours.
     """
 
     def counts(shift: float, low: float) -> list[int]:
@@ -145,10 +135,16 @@ def cosine_decay(depth: int, tokens: int, keep: int, whole: float = 0.85, least:
 
 
 def recycled_split(tokens: int, count: int) -> tuple[int, int, int]:
-    """How SparseVLM (arXiv 2410.04417) makes ``count`` of ``tokens``: kept, recycled, and the clusters of the latter.
+    """Split ``count`` output tokens of SparseVLM into kept tokens, recycled tokens and clusters of recycled tokens.
 
-    ``int(0.3 dropped) + 1`` of the dropped are recycled, into a tenth of that and one more; of 576 tokens 300 kept give
-    9 clusters, so 309. The largest number kept that leaves no more than ``count`` in all.
+    Of the dropped tokens ``int(0.3 dropped) + 1`` are recycled; they form ``recycled // 10 + 1`` clusters. Of 576
+    tokens with 300 kept there are 9 clusters, 309 in all. The result has the largest number of kept tokens whose total
+    does not exceed ``count``.
+
+    Returns:
+        Kept tokens, recycled tokens, clusters.
+
+    Source: SparseVLM, arXiv 2410.04417.
     """
     kept = count
     while True:

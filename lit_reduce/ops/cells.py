@@ -1,4 +1,4 @@
-"""Cutting the token grid into exactly K cells, the common ground of the grid selector, pooling and resampling."""
+"""Partition of the token grid into exactly K cells, shared by grid selection, pooling and resampling."""
 
 import math
 from functools import lru_cache
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def cells(grid: tuple[int, int, int], count: int, k: int) -> tuple[Tensor, Tensor]:
-    """Cut a grid into ``k`` even cells, every token in exactly one.
+    """Partition a grid into ``k`` cells of even size.
 
-    Within a frame the cells form a near-square grid (64 of 24 x 24: 8 x 8). Where ``k`` has no factors with cells
-    flatter than 2 : 1, bands get one cell more or less each, so that the count is ``k`` all the same. Frames share
-    ``k`` evenly, and neighbouring frames share a cell when there are fewer cells than frames. When newline tokens
-    make ``count`` differ from the grid, the raster sequence is cut into ``k`` even runs. Our reading of "uniform".
+    Within a frame the cells form a near-square grid (64 of 24 x 24: 8 x 8). If ``k`` has no divisor with cells flatter
+    than 2 : 1, the bands of rows get one cell more or less each, so that the count is still ``k``. Frames share ``k``
+    evenly; with fewer cells than frames, neighbouring frames share a cell. If newline tokens make ``count`` differ from
+    the grid size, the raster sequence is split into ``k`` even runs. This reading of "uniform" is ours.
 
     Args:
         grid: Frames, rows, columns.
@@ -21,31 +21,33 @@ def cells(grid: tuple[int, int, int], count: int, k: int) -> tuple[Tensor, Tenso
         k: Between 1 and N.
 
     Returns:
-        The token at each cell's centre ``[k]``, ascending, and the cell of each token ``[count]``, both int64.
+        Index of the token at the centre of each cell ``[k]``, ascending, and the cell of each token ``[count]``, both
+        int64.
     """
-    kept_indices, owner = _cut(tuple(grid), count, k)
-    return torch.tensor(kept_indices), torch.tensor(owner)
+    kept_indices, assignment = _cut(tuple(grid), count, k)
+    return torch.tensor(kept_indices), torch.tensor(assignment)
 
 
-def members(owner: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The tokens of each of ``k`` cells, none of them empty.
+def members(assignment: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Indices of the tokens in each of ``k`` non-empty cells, padded to the largest cell.
 
     Args:
-        owner: ``[N]``, the cell of each token.
-        k: Cells.
+        assignment: ``[N]``, the cell of each token.
+        k: Number of cells.
 
     Returns:
-        Indices ``[k, M]``, ascending in each cell, M being the largest cell's count, and which of them are real.
+        Indices ``[k, M]``, ascending in each cell, where M is the size of the largest cell, and a mask ``[k, M]`` of
+        the valid ones.
     """
-    sizes = owner.bincount(minlength=k)[:, None]
-    slots = torch.arange(int(sizes.max()), device=owner.device)
+    sizes = assignment.bincount(minlength=k)[:, None]
+    slots = torch.arange(int(sizes.max()), device=assignment.device)
     real = slots < sizes
     first = sizes.cumsum(0) - sizes
-    return owner.argsort(stable=True)[(first + slots).where(real, first)], real
+    return assignment.argsort(stable=True)[(first + slots).where(real, first)], real
 
 
 def lattice(grid: tuple[int, int, int], count: int, k: int) -> list[tuple[range, tuple[int, int], tuple[int, int]]]:
-    """The same cells without rounding to whole tokens: the points of an even ``k``-fold resampling.
+    """The cells of `cells` in continuous coordinates, without rounding to whole tokens.
 
     Args:
         grid: Frames, rows, columns.
@@ -53,7 +55,8 @@ def lattice(grid: tuple[int, int, int], count: int, k: int) -> list[tuple[range,
         k: Between 1 and N.
 
     Returns:
-        For each cell, in the order of `cells`: its frames, (which band of how many), (which cell of how many in it).
+        For each cell, in the order of `cells`: its frames, (index of its band, number of bands), (index within the
+        band, number of cells in the band).
     """
     frames, rows, columns = _shape(grid, count)
     shares = [1] * k if k <= frames else _shares(k, frames)
@@ -76,7 +79,7 @@ def _cut(grid: tuple[int, int, int], count: int, k: int) -> tuple[list[int], lis
         raise ValueError(f"cannot cut {count} tokens into {k} cells")
     frames, rows, columns = _shape(grid, count)
     kept_indices: list[int] = []
-    owner = [-1] * count
+    assignment = [-1] * count
     for first, last in _split(frames, min(k, frames)):
         share = 1 if k <= frames else _shares(k, frames)[first]
         for band, cuts in _bands(rows, columns, share):
@@ -88,28 +91,28 @@ def _cut(grid: tuple[int, int, int], count: int, k: int) -> tuple[list[int], lis
                     for column in range(left, right)
                 ]
                 for member in members:
-                    owner[member] = len(kept_indices)
+                    assignment[member] = len(kept_indices)
                 middle = [(low + high - 1) // 2 for low, high in ((first, last), band, (left, right))]
                 kept_indices.append((middle[0] * rows + middle[1]) * columns + middle[2])
-    return kept_indices, owner
+    return kept_indices, assignment
 
 
 def _bands(rows: int, columns: int, k: int) -> list[tuple[tuple[int, int], list[tuple[int, int]]]]:
-    """Cut one frame into bands of rows, each band into columns; ``k`` cells in all."""
+    """Split one frame into bands of rows and each band into cells; ``k`` cells in all."""
     count = _band_count(rows, columns, k)
     shares = _shares(k, count)
     return [(band, _split(columns, share)) for band, share in zip(_split(rows, count), shares, strict=True)]
 
 
 def _band_count(rows: int, columns: int, k: int) -> int:
-    """Bands that make cells as square as can be: an exact divisor of ``k`` if its cells stay within 2 : 1."""
+    """Number of bands that makes the cells nearly square; a divisor of ``k`` if its cells stay within 2 : 1."""
 
     def flatness(bands: int) -> float:
         return abs(math.log(rows / bands) - math.log(columns * bands / k))
 
     fitting = range(math.ceil(k / columns), min(rows, k) + 1)
-    exact = [bands for bands in fitting if k % bands == 0 and flatness(bands) <= math.log(2) + 1e-9]
-    return min(exact or fitting, key=flatness)
+    even = [bands for bands in fitting if k % bands == 0 and flatness(bands) <= math.log(2) + 1e-9]
+    return min(even or fitting, key=flatness)
 
 
 def _split(length: int, parts: int) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
-"""Gates: letting gradients through the choice of K tokens.
+"""Differentiable relaxations of the choice of K tokens.
 
-Exact: a hard choice whose gradient is that of soft gates with the same sum. Concrete: random gates that are open as
-often as wanted. Noise: what is not wanted drowns.
+`exact_budget` gives soft gates with a fixed sum, `concrete` random gates with a given mean, `mix_noise` replaces tokens
+by noise as their gate closes, and `key_bias` turns gates into an attention mask with a gradient.
 """
 
 import math
@@ -15,17 +15,17 @@ from torch.autograd.function import once_differentiable
 def exact_budget(scores: Tensor, k: int, tau: float = 1.0) -> Tensor:
     """Soft gates that sum to exactly ``k``: ``m_j = sigmoid((s_j - lam) / tau)``, with ``lam`` found by bisection.
 
-    Because every row meets its budget, no ratio loss is needed. ``lam`` depends on the scores, and the gradient knows:
-    with ``a_j = m_j (1 - m_j)``, ``dL/ds_j = a_j / tau * (g_j - sum(g a) / sum(a))``. Our reading of an exact-budget
-    top-K relaxation (implicit differentiation of ``sum(m) = k``).
+    Every row meets its budget, so no loss on the ratio is needed. The gradient accounts for the dependence of ``lam``
+    on the scores: with ``a_j = m_j (1 - m_j)``, ``dL/ds_j = a_j / tau * (g_j - sum(g a) / sum(a))``. This is our
+    relaxation of top-k, by implicit differentiation of ``sum(m) = k``.
 
     Args:
         scores: ``[B, N]``, finite.
         k: Between 1 and N.
-        tau: Softness; the gates become 0 and 1 as it goes to 0.
+        tau: Temperature; the gates approach 0 and 1 as it goes to 0.
 
     Returns:
-        ``[B, N]`` in float32 (float64 for float64 scores), each row summing to ``k``.
+        ``[B, N]`` in float32 (float64 for float64 scores), each row sums to ``k``.
     """
     if not 1 <= k <= scores.shape[-1]:
         raise ValueError(f"k={k} is not between 1 and {scores.shape[-1]}")
@@ -38,20 +38,20 @@ def exact_budget(scores: Tensor, k: int, tau: float = 1.0) -> Tensor:
 class _ExactBudget(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, k: int, tau: float) -> Tensor:
-        exact = scores.double()
+        scores64 = scores.double()
         count = scores.shape[-1]
         if k == count:
-            gates = torch.ones_like(exact)
+            gates = torch.ones_like(scores64)
         else:
-            # At either end of this bracket all gates are on one side of k / N, and so is their mean.
+            # At the ends of this bracket all gates, and so their mean, are on one side of k / N.
             shift = tau * math.log(k / (count - k))
-            low = exact.amin(-1, keepdim=True) - shift
-            high = exact.amax(-1, keepdim=True) - shift
+            low = scores64.amin(-1, keepdim=True) - shift
+            high = scores64.amax(-1, keepdim=True) - shift
             for _ in range(45):  # to 1e-13 of the range of scores; no early stop, which would wait for the device
                 middle = (low + high) / 2
-                too_many = torch.sigmoid((exact - middle) / tau).sum(-1, keepdim=True) > k
+                too_many = torch.sigmoid((scores64 - middle) / tau).sum(-1, keepdim=True) > k
                 low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
-            gates = torch.sigmoid((exact - (low + high) / 2) / tau)
+            gates = torch.sigmoid((scores64 - (low + high) / 2) / tau)
         ctx.save_for_backward(gates)
         ctx.tau, ctx.dtype = tau, scores.dtype
         return gates.to(torch.promote_types(scores.dtype, torch.float32))
@@ -61,30 +61,25 @@ class _ExactBudget(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gates,) = ctx.saved_tensors
         slope = gates * (1 - gates)
-        # All gates saturated: the scores no longer matter, and 0 / 0 must not say otherwise.
+        # If all gates are saturated the gradient is 0, not 0 / 0.
         total = slope.sum(-1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
         mean = (grad * slope).sum(-1, keepdim=True) / total
         return (slope / ctx.tau * (grad - mean)).to(ctx.dtype), None, None
 
 
-def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """The value of ``hard`` to the last bit, with the gradient of ``soft``."""
-    return hard + (soft - soft.detach())
-
-
 def key_bias(gate: Tensor, hard: Tensor | None = None, floor: float = 0.0) -> Tensor:
-    """Additive attention bias of each visual key: 0 where it is kept, and hidden where it is dropped.
+    """Additive attention bias of visual keys: 0 for kept keys, hidden for dropped ones, with a gradient to the gates.
 
-    Forward is hard, backward soft. With ``floor=0`` a dropped key gets the lowest finite number, so it is hidden to the
-    last bit, and the gradient is that of ``log(gate)``. But softmax passes no gradient to a key of probability zero:
-    then only the kept keys learn. With a small ``floor`` (1e-6) a dropped key gets ``log(floor)``, as good as hidden,
-    and the gradient is divided by that same ``floor``: together the exact straight-through gradient of a gate that
-    multiplies the attention weights, so that a dropped token can earn its way back.
+    The forward pass is hard. With ``floor=0`` a dropped key gets the lowest finite number and the gradient is that of
+    ``log(gate)``; as softmax passes no gradient to a key of probability zero, only kept keys learn. With a small
+    ``floor`` (1e-6) a dropped key gets ``log(floor)`` and the gradient is divided by ``floor``. Together these give the
+    straight-through gradient of a gate that multiplies the attention weights, so that a dropped token can be selected
+    again later in training.
 
     Args:
         gate: ``[B, N]`` soft gates in (0, 1).
-        hard: ``[B, N]`` bool, the kept ones; None keeps the largest gates, as many as the gates of the row sum to.
-        floor: Weight left to a dropped key in the backward pass, 0 for none.
+        hard: ``[B, N]`` bool, the kept keys; None keeps the largest gates, as many as the gates of the row sum to.
+        floor: Weight of a dropped key in the backward pass, 0 for none.
 
     Returns:
         ``[B, N]`` in the dtype of the gates.
@@ -116,17 +111,17 @@ class _KeyBias(torch.autograd.Function):
 
 
 def concrete(open_share: Tensor, uniform: Tensor, tau: float) -> Tensor:
-    """Binary concrete gates: ``sigmoid((logit(p) + logit(u)) / tau)``, open (above one half) with probability ``p``.
+    """Binary concrete gates: ``sigmoid((logit(p) + logit(u)) / tau)``, above one half with probability ``p``.
 
-    ``logit(u)`` of a uniform ``u`` is the difference of two Gumbel variables, so the sign of the sum is an exact draw
-    from Bernoulli(p), whatever ``tau``; the gates become 0 and 1 as it goes to 0.
-
-    Source: the binary concrete distribution (arXiv 1611.00712, arXiv 1611.01144).
+    ``logit(u)`` of a uniform ``u`` is the difference of two Gumbel variables. The sign of the sum is therefore an exact
+    sample of Bernoulli(p) for any ``tau``; the gates approach 0 and 1 as ``tau`` goes to 0.
 
     Args:
         open_share: ``[B, N]`` probabilities ``p``.
         uniform: ``[B, N]`` in (0, 1).
-        tau: Softness, above 0.
+        tau: Temperature, above 0.
+
+    Source: binary concrete distribution, arXiv 1611.00712 and 1611.01144.
     """
     if tau <= 0:
         raise ValueError(f"tau={tau} is not positive")
@@ -135,26 +130,28 @@ def concrete(open_share: Tensor, uniform: Tensor, tau: float) -> Tensor:
 
 
 def anneal(first: float, last: float, share: float) -> float:
-    """From ``first`` to ``last``, both above 0, in equal factors; ``share`` of the way, which ends at 1."""
+    """Geometric interpolation from ``first`` to ``last``, both positive, at ``share`` in [0, 1]."""
     return float(first * (last / first) ** min(1.0, max(0.0, share)))
 
 
 def budget_gap(gates: Tensor, k: int) -> Tensor:
-    """``(sum(m) / k - 1)^2``, the mean over rows of gates ``[B, N]``; in expectation the spread of a random count."""
+    """Budget loss ``(sum(m) / k - 1)^2``, averaged over rows of gates ``[B, N]``."""
     return (gates.sum(-1) / k - 1).square().mean()
 
 
 def mix_noise(features: Tensor, gate: Tensor, noise: Tensor, least: float = 1e-4) -> Tensor:
-    """Noise gate: ``sqrt(a) x + sqrt(1 - a) e``, so that what a token says is lost as its gate closes.
+    """Variance-preserving noise gate: ``sqrt(a) x + sqrt(1 - a) e``.
 
-    Where the noise is as large as the tokens, their mean square stays what it was, and the model reads numbers of the
-    size that it knows. Source: AutoSelect, arXiv 2603.07135 (variance-preserving noise gate).
+    A closed gate replaces the token by noise. If the noise has the mean square of the tokens, so has the result, and
+    the model reads values of the scale it was trained on.
 
     Args:
         features: ``[B, N, D]``.
         gate: ``[B, N]`` in [0, 1].
         noise: ``[B, N, D]``, of mean 0.
-        least: Gates are kept this far from 0 and 1, where the square root has no slope.
+        least: Distance that gates keep from 0 and 1, where the square root has an infinite slope.
+
+    Source: AutoSelect, arXiv 2603.07135.
     """
     a = (least + (1 - 2 * least) * gate)[..., None].to(features)
     return a.sqrt() * features + (1 - a).sqrt() * noise

@@ -1,29 +1,27 @@
-"""Greedy selectors: each next token depends on those chosen. All images of a batch advance in the same k steps.
+"""Greedy selectors: each token is selected given those before it, for all images of a batch in the same k steps.
 
-They keep one table of similarities, so a step costs O(N) (farthest point, max sum, MMR), O(N k) (DPP) or O(M N)
-(coverage of M things). Each returns ascending indices ``[B, k]``; of equal candidates the lower index wins, and no
-token is taken twice.
-
-Measured on one CPU core, 64 of 576 tokens with 1024 entries: 8 to 11 ms each, where a decoder of SmolLM2-135M's shape
-saves 1.9 s of prefill. Coverage of everything by everything is the one that grows steeply: 320 of 2880 took 9.5 s.
+One step costs O(N) (farthest point, max-sum), O(N k) (DPP) or O(M N) (coverage of M items). All return ascending
+indices ``[B, k]``; of equal candidates the lower index wins, and no token is selected twice.
 """
 
 import torch
 from torch import Tensor
 
-from lit_reduce.ops.selectors import places
+from lit_reduce.ops.selectors import true_indices
 from lit_reduce.ops.similarity import cosine
 
 
 def farthest_point(features: Tensor, k: int) -> Tensor:
-    """The ``k`` most mutually different tokens: maximise the smallest cosine distance to those chosen.
+    """Farthest-point selection: maximise the smallest cosine distance between selected tokens.
 
-    DivPrune (arXiv 2503.02175), its max-min diversity problem: the first token is the one farthest from its nearest
-    neighbour. The official code takes a token again among duplicates and then keeps fewer than asked; ours does not.
+    The first token is the one farthest from its nearest neighbour. The official code of DivPrune can select one of
+    several duplicates again and then returns fewer than ``k`` tokens; this function never does.
 
     Args:
         features: ``[B, N, D]``.
         k: Between 1 and N.
+
+    Source: max-min diversity problem of DivPrune, arXiv 2503.02175.
     """
     distance = 1 - cosine(features.detach())
     rows = torch.arange(len(distance), device=distance.device)
@@ -32,18 +30,20 @@ def farthest_point(features: Tensor, k: int) -> Tensor:
     for step in range(k):
         pick = nearest.masked_fill(chosen, -torch.inf).argmax(-1)
         chosen[rows, pick] = True
-        # The neighbour distances served the first pick only; from here on what counts is the distance to the chosen.
+        # Neighbour distances decide the first pick only, distances to selected tokens all later ones.
         nearest = distance[rows, pick] if step == 0 else torch.minimum(nearest, distance[rows, pick])
-    return places(chosen, k)
+    return true_indices(chosen, k)
 
 
 def max_sum(features: Tensor, first: Tensor, k: int) -> Tensor:
-    """From a first token on, always the one with the smallest summed cosine to those chosen: ToDRE (arXiv 2505.18757).
+    """Max-sum diversity: from a first token on, add the token with the smallest summed cosine to those selected.
 
     Args:
         features: ``[B, N, D]``.
-        first: ``[B]`` index of the first token.
+        first: ``[B]``, index of the first token.
         k: Between 1 and N.
+
+    Source: ToDRE, arXiv 2505.18757.
     """
     similarity = cosine(features.detach())
     rows = torch.arange(len(similarity), device=similarity.device)
@@ -53,20 +53,20 @@ def max_sum(features: Tensor, first: Tensor, k: int) -> Tensor:
         chosen[rows, pick] = True
         closeness = closeness + similarity[rows, pick]
         pick = closeness.masked_fill(chosen, torch.inf).argmin(-1)
-    return places(chosen, k)
+    return true_indices(chosen, k)
 
 
 def coverage(table: Tensor, k: int, weight: Tensor | None = None, bonus: Tensor | None = None) -> Tensor:
-    """Facility location: add the token that raises ``sum_i max_(j chosen) table_ij`` most.
+    """Greedy facility location: add the token that raises ``sum_i max_(j selected) table_ij`` most.
 
-    MMTok (arXiv 2508.18264) with text and vision rows; SCOPE (arXiv 2510.24214) with gains times saliency; CATP with a
-    linear bonus. Nothing is covered at first.
+    MMTok (arXiv 2508.18264) covers text and vision rows, SCOPE (arXiv 2510.24214) multiplies the gains by saliency,
+    CATP adds a linear bonus. The coverage of every row starts at 0.
 
     Args:
-        table: ``[B, M, N]``, how well token j covers thing i, at least 0 where it counts.
+        table: ``[B, M, N]``, how well token j covers item i; negative entries count as 0.
         k: Between 1 and N.
-        weight: ``[B, N]`` factor on each token's gain.
-        bonus: ``[B, N]`` added to each token's gain.
+        weight: ``[B, N]``, factor on the gain of each token.
+        bonus: ``[B, N]``, added to the gain of each token.
     """
     table = table.detach().transpose(1, 2).contiguous()  # [B, N, M]: sums run along memory, a pick is one row
     rows = torch.arange(len(table), device=table.device)
@@ -79,19 +79,20 @@ def coverage(table: Tensor, k: int, weight: Tensor | None = None, bonus: Tensor 
         pick = gain.masked_fill(chosen, -torch.inf).argmax(-1)
         chosen[rows, pick] = True
         covered = torch.maximum(covered, table[rows, pick, None])
-    return places(chosen, k)
+    return true_indices(chosen, k)
 
 
 def dpp_greedy(kernel: Tensor, k: int) -> Tensor:
-    """Greedy MAP of a determinantal point process: add the token that raises the kernel's determinant most.
+    """Greedy MAP inference of a determinantal point process: add the token that raises the determinant most.
 
-    Fast update of Chen et al. (arXiv 1709.05135, algorithm 1), as CDPruner (arXiv 2506.10967) uses it. Once the
-    kernel's rank is used up, no choice raises the determinant; the rest go by their own quality, so that rounding
-    decides nothing.
+    Once the rank of the kernel is used up, no token raises the determinant; the remaining ones are selected by the
+    diagonal of the kernel, so that rounding errors decide nothing.
 
     Args:
         kernel: ``[B, N, N]``, positive semi-definite.
         k: Between 1 and N.
+
+    Source: Chen et al., arXiv 1709.05135, algorithm 1, as used by CDPruner (arXiv 2506.10967).
     """
     kernel = kernel.detach()
     quality = kernel.diagonal(dim1=1, dim2=2)
@@ -108,27 +109,4 @@ def dpp_greedy(kernel: Tensor, k: int) -> Tensor:
         ahead = (kernel[rows, pick] - seen) / gain[rows, pick].clamp_min(1e-12).sqrt()[:, None]
         directions[:, step] = ahead * useful[rows, pick][:, None]
         gain = gain - directions[:, step].square()
-    return places(chosen, k)
-
-
-def mmr(scores: Tensor, features: Tensor, k: int, balance: float = 0.5) -> Tensor:
-    """Maximal marginal relevance: ``balance * score - (1 - balance) * largest cosine to those chosen``.
-
-    Carbonell and Goldstein 1998; IDPruner takes learned scores, min-max normalised, with balance 0.5.
-
-    Args:
-        scores: ``[B, N]`` in [0, 1]; the highest comes first.
-        features: ``[B, N, D]``.
-        k: Between 1 and N.
-        balance: Between 0 (diversity) and 1 (plain top-k).
-    """
-    similarity = cosine(features.detach())
-    rows = torch.arange(len(similarity), device=similarity.device)
-    value, closest = scores.detach(), torch.full_like(similarity[..., 0], -torch.inf)
-    chosen = torch.zeros_like(closest, dtype=torch.bool)
-    for _ in range(k):
-        pick = value.masked_fill(chosen, -torch.inf).argmax(-1)
-        chosen[rows, pick] = True
-        closest = torch.maximum(closest, similarity[rows, pick])
-        value = balance * scores.detach() - (1 - balance) * closest
-    return places(chosen, k)
+    return true_indices(chosen, k)

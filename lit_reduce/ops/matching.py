@@ -1,4 +1,4 @@
-"""Matching: which tokens are alike enough to become one."""
+"""Bipartite matching of similar tokens."""
 
 import torch
 from torch import Tensor
@@ -7,18 +7,21 @@ from lit_reduce.ops.similarity import cosine
 
 
 def bipartite(metric: Tensor, r: int, penalty: Tensor | None = None) -> Tensor:
-    """Bipartite soft matching: the ``r`` tokens of the one half that are most like one of the other half go into it.
+    """Bipartite soft matching: merge the ``r`` most similar tokens at even positions into tokens at odd positions.
 
-    The halves alternate, tokens 0, 2, 4, ... against 1, 3, 5, ...; every token of the first half proposes the most
-    similar one of the second. Of equal similarities the lower index wins. ToMe (arXiv 2210.09461), section 3.
+    Every token at an even position proposes the most similar token at an odd position; the ``r`` best proposals are
+    merged. Among equal similarities the lower index wins.
 
     Args:
         metric: ``[B, N, D]``, compared by cosine in float32.
         r: At most half of N.
-        penalty: ``[B, N]`` taken off the similarity of a token that proposes: Turbo (arXiv 2407.11717). None for none.
+        penalty: ``[B, N]``, subtracted from the similarity of a proposing token (Turbo, arXiv 2407.11717); None for
+            none.
 
     Returns:
-        ``[B, N]`` int64, for each token the one that it goes into: itself, but for ``r``.
+        ``[B, N]`` int64, for each token the index of the token it is merged into; itself if it stays.
+
+    Source: ToMe, arXiv 2210.09461, section 3.
     """
     count = metric.shape[1]
     if not 0 <= r <= count // 2:

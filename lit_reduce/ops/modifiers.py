@@ -1,53 +1,56 @@
-"""Modifiers: what is done to features or scores before a selector sees them."""
+"""Transformations of features or scores that run before a selector."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from lit_reduce.ops.similarity import exact
+from lit_reduce.ops.similarity import to_float32
 
 
 def centre(features: Tensor) -> Tensor:
-    """Features ``[B, N, D]`` less their mean over the image, so that cosines compare what differs (Cen-Prune)."""
-    x = exact(features)
+    """Subtract the mean over the image from features ``[B, N, D]`` (Cen-Prune)."""
+    x = to_float32(features)
     return (x - x.mean(1, keepdim=True)).to(features.dtype)
 
 
 def min_max(scores: Tensor, floor: float = 0.0) -> Tensor:
-    """Scores ``[B, N]`` shifted and scaled to [floor, 1 + floor], image by image; equal scores all become ``floor``."""
+    """Min-max normalise scores ``[B, N]`` to [floor, 1 + floor] per image; equal scores all become ``floor``."""
     low, high = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
     return (scores - low) / (high - low).clamp_min(1e-12) + floor
 
 
 def unit_length(scores: Tensor) -> Tensor:
-    """Scores ``[B, ..., N]`` divided by their Euclidean norm over the last dimension."""
-    return torch.nn.functional.normalize(exact(scores), dim=-1)
+    """Divide scores ``[B, ..., N]`` by their Euclidean norm over the last dimension."""
+    return torch.nn.functional.normalize(to_float32(scores), dim=-1)
 
 
 def sinks(features: Tensor, threshold: float, dims: tuple[int, ...] = ()) -> Tensor:
-    """Tokens with a massive activation ``[B, N]`` bool: some ``|x_d| / rms(x)`` above the threshold.
+    """Tokens with a massive activation ``[B, N]`` bool: some ``|x_d| / rms(x)`` exceeds the threshold.
 
-    VAR (arXiv 2503.03321, sink tokens): it reads fixed dimensions of one language model; without ``dims`` we look at
-    all. A token of D entries cannot exceed ``sqrt(D)``.
+    VAR reads fixed dimensions of one language model; without ``dims`` this function reads all. A token of D entries
+    cannot exceed ``sqrt(D)``.
 
     Args:
         features: ``[B, N, D]``.
-        threshold: The paper's is 20.
-        dims: Which entries to look at; none means all.
+        threshold: 20 in the paper.
+        dims: Dimensions to read; empty for all.
+
+    Source: sink tokens of VAR, arXiv 2503.03321.
     """
-    x = exact(features)
+    x = to_float32(features)
     scaled = (x / x.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)).abs()
     return (scaled[..., list(dims)] if dims else scaled).amax(-1) > threshold
 
 
 def with_neighbours(chosen: Tensor, grid: tuple[int, int, int], wrap: bool = False) -> Tensor:
-    """Chosen tokens and those above, below, left and right of them in their frame ``[B, N]`` bool.
+    """Add the four neighbours of each selected token in its frame ``[B, N]`` bool.
 
     Args:
         chosen: ``[B, N]`` bool.
-        grid: Frames, rows, columns; where newline tokens make N differ, all tokens count as one row.
-        wrap: Let the right neighbour of a row's last token be the next row's first (HiPrune's official code).
+        grid: Frames, rows, columns; if newline tokens make N differ, all tokens count as one row.
+        wrap: Let the right neighbour of the last token of a row be the first token of the next row (official code of
+            HiPrune).
     """
     frames, rows, columns = grid if math.prod(grid) == chosen.shape[-1] else (1, 1, chosen.shape[-1])
     here = chosen.view(-1, frames, rows, columns)

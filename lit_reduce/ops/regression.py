@@ -1,4 +1,4 @@
-"""Linear regression from sums over samples, in closed form: ridge, and the best map of a given rank."""
+"""Closed-form linear regression from accumulated sums: ridge and reduced-rank."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Map(NamedTuple):
-    """``y = x @ down @ up + bias``.
+    """Linear map in factored form: ``y = x @ down @ up + bias``.
 
     Attributes:
         down: ``[D, r]``.
@@ -27,15 +27,15 @@ class Map(NamedTuple):
 
 @dataclass
 class Moments:
-    """What regression needs to know of all samples: sums in float64, to which batches are added.
+    """Sufficient statistics of a linear regression, summed in float64 over batches.
 
     Attributes:
-        count: Samples.
-        x: ``[D]``, their sum.
-        y: ``[S]``.
-        xx: ``[D, D]``.
-        xy: ``[D, S]``.
-        yy: ``[S]``, sums of squares.
+        count: Number of samples.
+        x: ``[D]``, sum of the inputs.
+        y: ``[S]``, sum of the targets.
+        xx: ``[D, D]``, sum of outer products of inputs.
+        xy: ``[D, S]``, sum of outer products of inputs and targets.
+        yy: ``[S]``, sums of squares of the targets.
     """
 
     count: int
@@ -47,7 +47,7 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> "Moments":
-        """Of inputs ``[n, D]`` and targets ``[n, S]``."""
+        """The statistics of inputs ``[n, D]`` and targets ``[n, S]``."""
         x, y = x.double(), y.double()
         return cls(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y, y.square().sum(0))
 
@@ -55,26 +55,26 @@ class Moments:
         return Moments(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def columns(self, chosen: slice) -> "Moments":
-        """The same samples with some of the targets."""
+        """The statistics of the same samples for a slice of the targets."""
         return Moments(self.count, self.x, self.y[chosen], self.xx, self.xy[:, chosen], self.yy[chosen])
 
     @property
     def spread(self) -> Tensor:
-        """``[S]``, variances of the targets."""
+        """Variances of the targets ``[S]``."""
         return (self.yy / self.count - (self.y / self.count).square()).clamp_min(0)
 
 
 def fit(moments: Moments, rank: int | None = None, ridge: float = 1e-4, weight: Tensor | None = None) -> Map:
-    """The map of least squares, of at most ``rank``: reduced-rank regression on centred samples.
+    """Least-squares map of at most ``rank``: ridge and reduced-rank regression on centred samples.
 
-    With G the inputs' covariance, ridge included, G = L L^T and W the full solution, the best map of rank r projects W
-    on the r first right singular vectors of L^T W (Izenman, 1975).
+    With G the covariance of the inputs including the ridge, ``G = L L^T``, and W the full-rank solution, the best map
+    of rank r projects W onto the first r right singular vectors of ``L^T W`` (Izenman, 1975).
 
     Args:
-        moments: Of the samples.
+        moments: Statistics of the samples.
         rank: None for full rank.
-        ridge: In units of the inputs' mean variance.
-        weight: ``[S]``, how much the error of each target counts in the choice of the ``rank`` directions.
+        ridge: Ridge in units of the mean variance of the inputs.
+        weight: ``[S]``, weight of each target's error in the choice of the ``rank`` directions.
     """
     n = moments.count
     mean_x, mean_y = moments.x / n, moments.y / n
@@ -85,7 +85,7 @@ def fit(moments: Moments, rank: int | None = None, ridge: float = 1e-4, weight: 
     whole = torch.cholesky_solve(moments.xy / n - mean_x[:, None] * mean_y, lower) * scale
     rank = min(whole.shape) if rank is None else min(rank, *whole.shape)
     seen = lower.T @ whole
-    # Left singular vectors are those of a D x D matrix, however many targets there are.
+    # Left singular vectors from a D x D matrix, independent of the number of targets.
     left = torch.linalg.eigh(seen @ seen.T).eigenvectors.flip(1)[:, :rank]
     down = torch.linalg.solve_triangular(lower.T, left, upper=True)
     up = left.T @ seen / scale
@@ -93,6 +93,6 @@ def fit(moments: Moments, rank: int | None = None, ridge: float = 1e-4, weight: 
 
 
 def explained(mapped: Tensor, target: Tensor) -> float:
-    """R^2 of predictions ``[n, S]``: the share of the targets' variance, over all S together, that they explain."""
+    """R^2 of predictions ``[n, S]``: share of the variance of the targets that they explain, over all S together."""
     left = (target - mapped).double().square().sum()
     return float(1 - left / (target - target.mean(0)).double().square().sum().clamp_min(1e-30))

@@ -1,4 +1,4 @@
-"""Resampling: K new tokens, each a fixed mixture of the grid, whatever the picture shows."""
+"""Resampling: K new tokens, each a fixed linear combination of the grid, independent of the image."""
 
 from typing import Literal
 
@@ -6,26 +6,26 @@ import torch
 from torch import Tensor
 
 from lit_reduce.ops.cells import lattice
-from lit_reduce.ops.similarity import exact
+from lit_reduce.ops.similarity import to_float32
 
 
 def resample(features: Tensor, weights: Tensor) -> Tensor:
-    """New tokens ``[B, K, D]`` in the dtype of the features ``[B, N, D]``; ``weights`` ``[K, N]``."""
-    return (weights.to(exact(features)) @ exact(features)).to(features.dtype)
+    """Apply ``weights`` ``[K, N]`` to features ``[B, N, D]``; ``[B, K, D]`` in the dtype of the features."""
+    return (weights.to(to_float32(features)) @ to_float32(features)).to(features.dtype)
 
 
 def resample_weights(grid: tuple[int, int, int], count: int, k: int, kernel: Literal["tent", "cosine"]) -> Tensor:
-    """How much of each of ``count`` tokens goes into each of ``k``, at the even points of `lattice`.
+    """Weights with which each of ``count`` tokens enters each of ``k`` points of `lattice`.
 
-    ``tent`` is bilinear resizing with antialiasing, ``cosine`` keeps the lowest frequencies of an orthonormal cosine
-    transform (DCT-II), as many as there are points; where points fill a rectangle both are the usual ones. Frames that
-    share a point are averaged. Constant pictures stay what they are.
+    ``tent`` is bilinear resizing with antialiasing; ``cosine`` keeps the lowest frequencies of an orthonormal DCT-II,
+    as many as there are points. If the points fill a rectangle, both are the usual transforms. Frames that share a
+    point are averaged. A constant image stays constant.
 
     Args:
         grid: Frames, rows, columns.
-        count: N.
+        count: Number of tokens, N.
         k: Between 1 and N.
-        kernel: What each point reads.
+        kernel: Interpolation kernel.
 
     Returns:
         ``[k, count]`` float64; rows sum to 1.
@@ -42,7 +42,7 @@ def resample_weights(grid: tuple[int, int, int], count: int, k: int, kernel: Lit
 
 
 def _middle(which: Tensor, length: int) -> Tensor:
-    """Where the middle of part i of n lies on an axis, in tokens; 0 is the middle of the first token."""
+    """Centre of part i of n on an axis, in tokens; 0 is the centre of the first token."""
     return (which[:, :1].double() + 0.5) * length / which[:, 1:] - 0.5
 
 

@@ -1,16 +1,16 @@
-"""Scorers: how much each visual token matters. All give ``[B, N]``, higher matters more."""
+"""Scorers: importance of each visual token. All return ``[B, N]`` unless stated otherwise; higher is kept."""
 
 import torch
 from torch import Tensor
 
-from lit_reduce.ops.similarity import cosine, exact
+from lit_reduce.ops.similarity import cosine, to_float32
 
 
 def text_relevance(features: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-    """Mean cosine of each visual token with the prompt's tokens.
+    """Mean cosine of each visual token with the tokens of the prompt.
 
-    CDPruner (arXiv 2506.10967) averages the cosines with CLIP's text embedding of each piece of the prompt; with
-    prompt tokens in the language model's space instead it is our reading.
+    CDPruner (arXiv 2506.10967) averages cosines with CLIP text embeddings; the use of prompt tokens in the space of the
+    language model is our adaptation.
 
     Args:
         features: ``[B, N, D]``.
@@ -22,15 +22,17 @@ def text_relevance(features: Tensor, text: Tensor, mask: Tensor) -> Tensor:
 
 
 def text_coverage(features: Tensor, text: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """How well each visual token covers each prompt token ``[B, T, N]``: rows of a softmax over the visual tokens.
+    """How well each visual token covers each prompt token ``[B, T, N]``: a softmax over the visual tokens.
 
-    MMTok (arXiv 2508.18264), cross-modal table: rows sum to 1 / (real prompt tokens), padded rows are zero.
+    Rows sum to 1 / (number of real prompt tokens); padded rows are zero.
 
     Args:
         features: ``[B, N, D]``.
         text: ``[B, T, D]``.
         mask: ``[B, T]``.
         temperature: Divides the cosines.
+
+    Source: cross-modal table of MMTok, arXiv 2508.18264.
     """
     real = mask.bool()
     rows = (cosine(text, features) / temperature).softmax(-1)
@@ -38,22 +40,22 @@ def text_coverage(features: Tensor, text: Tensor, mask: Tensor, temperature: flo
 
 
 def key_norm(keys: Tensor) -> Tensor:
-    """Sum of absolute entries of each key: DART's (arXiv 2502.11494) measure for pivots. ``[B, N, D]``."""
-    return exact(keys).abs().sum(-1)
+    """L1 norm of each key ``[B, N, D]``; DART (arXiv 2502.11494) selects pivots by it."""
+    return to_float32(keys).abs().sum(-1)
 
 
-def single_head(query: Tensor, keys: Tensor) -> Tensor:
-    """Attention of one query with all heads taken as one, softmax over the tokens: LLaVA-PruMerge (arXiv 2403.15388).
+def single_head_attention(query: Tensor, keys: Tensor) -> Tensor:
+    """Attention of one query over the tokens with all heads taken as one (LLaVA-PruMerge, arXiv 2403.15388).
 
     Args:
         query: ``[B, D]``.
         keys: ``[B, N, D]``.
     """
-    logits: Tensor = (exact(keys) @ exact(query)[..., None])[..., 0] * keys.shape[-1] ** -0.5
+    logits: Tensor = (to_float32(keys) @ to_float32(query)[..., None])[..., 0] * keys.shape[-1] ** -0.5
     return logits.softmax(-1)
 
 
-def flow(attention: Tensor, values: Tensor, reader: Tensor, heads: int = 1) -> Tensor:
+def information_flow(attention: Tensor, values: Tensor, reader: Tensor, heads: int = 1) -> Tensor:
     """Information flow into the reading token: FlowCut (arXiv 2505.19536).
 
     ``(relevance + meaning) * size``: the attention, renormalised; the softmax of value products with the reader,
@@ -65,29 +67,29 @@ def flow(attention: Tensor, values: Tensor, reader: Tensor, heads: int = 1) -> T
         reader: ``[B, D]`` value of the reading token (CLS).
         heads: In how many heads the values fall.
     """
-    split = exact(values).unflatten(-1, (heads, -1))
-    meaning = torch.einsum("bnhd,bhd->bhn", split, exact(reader).unflatten(-1, (heads, -1))).softmax(-1).mean(1)
+    split = to_float32(values).unflatten(-1, (heads, -1))
+    meaning = torch.einsum("bnhd,bhd->bhn", split, to_float32(reader).unflatten(-1, (heads, -1))).softmax(-1).mean(1)
     size = split.mean(2).abs().sum(-1)
-    relevance = exact(attention) / exact(attention).sum(-1, keepdim=True).clamp_min(1e-12)
+    relevance = to_float32(attention) / to_float32(attention).sum(-1, keepdim=True).clamp_min(1e-12)
     score: Tensor = (relevance + meaning) * size
     return score
 
 
 def text_raters(rows: Tensor, mask: Tensor) -> Tensor:
-    """Which prompt tokens may judge the picture ``[B, T]`` bool: those that attend to it more than the mean one.
+    """Prompt tokens that attend to the image more than the average prompt token ``[B, T]`` bool.
 
-    SparseVLM (arXiv 2410.04417) asks their embeddings; attention is our reading.
+    SparseVLM (arXiv 2410.04417) selects raters by their embeddings; attention is our substitute.
 
     Args:
-        rows: ``[B, T, N]`` attention of prompt tokens to visual tokens.
+        rows: ``[B, T, N]``, attention of prompt tokens to visual tokens.
         mask: ``[B, T]``, true at real prompt tokens.
     """
     real = mask.bool()
-    share = exact(rows).sum(-1).masked_fill(~real, 0)
+    share = to_float32(rows).sum(-1).masked_fill(~real, 0)
     return (share * real.sum(-1, keepdim=True) > share.sum(-1, keepdim=True)) & real
 
 
-def rated(rows: Tensor, who: Tensor) -> Tensor:
-    """Mean attention ``[B, N]`` that the rows ``who`` ``[B, T]`` of ``rows`` ``[B, T, N]`` pay; all rows if none is."""
-    weight = torch.where(who.any(-1, keepdim=True), who, torch.ones_like(who)).to(exact(rows).dtype)
-    return (exact(rows) * weight[..., None]).sum(1) / weight.sum(-1, keepdim=True)
+def rater_scores(rows: Tensor, who: Tensor) -> Tensor:
+    """Mean of the attention rows ``[B, T, N]`` selected by ``who`` ``[B, T]``; of all rows if none is selected."""
+    weight = torch.where(who.any(-1, keepdim=True), who, torch.ones_like(who)).to(to_float32(rows).dtype)
+    return (to_float32(rows) * weight[..., None]).sum(1) / weight.sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Selectors: which K of N tokens stay. All are batched, deterministic and return ascending indices."""
+"""Selectors: which K of N tokens are kept. All are batched, deterministic and return ascending indices."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,10 @@ from lit_reduce.ops.cells import cells
 
 
 def topk_sorted(scores: Tensor, k: int) -> Tensor:
-    """Indices of the ``k`` largest scores in raster order; of equal scores the lower index wins.
+    """Indices of the ``k`` largest scores in ascending order; of equal scores the lower index wins.
 
-    ``torch.topk`` leaves the choice between equal scores to the device; a stable sort does not. NaN counts as lowest.
+    ``torch.topk`` leaves the choice between equal scores to the device; a stable sort does not. NaN counts as the
+    lowest score.
 
     Args:
         scores: ``[B, N]``.
@@ -23,38 +24,40 @@ def topk_sorted(scores: Tensor, k: int) -> Tensor:
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """The place of each score ``[..., N]`` when sorted from high to low, 0 first; the lower of equal ones first."""
+    """Descending rank of each score ``[..., N]``, from 0; of equal scores the lower index comes first."""
     order = scores.nan_to_num(nan=-torch.inf).sort(dim=-1, descending=True, stable=True).indices
     return order.argsort(dim=-1)
 
 
-def places(chosen: Tensor, k: int) -> Tensor:
-    """Indices ``[B, k]`` of the true entries of ``chosen`` ``[B, N]``, ascending; each row has ``k`` of them."""
+def true_indices(chosen: Tensor, k: int) -> Tensor:
+    """Indices ``[B, k]`` of the true entries of ``chosen`` ``[B, N]``, ascending; each row must have ``k`` of them."""
     return (~chosen).to(torch.uint8).sort(dim=-1, stable=True).indices[:, :k]
 
 
 def row_topk(scores: Tensor, columns: int, k: int) -> Tensor:
-    """Whole rows of the raster with the largest sums; the last row begun gives its best tokens. FoPru's row strategy.
+    """Select whole rows of the grid by their summed score; the last row is filled with its best tokens.
 
     Args:
         scores: ``[B, N]``.
-        columns: Tokens of a row, must divide N.
+        columns: Tokens of a row; must divide N.
         k: Between 1 and N.
 
     Returns:
         ``[B, k]`` int64, ascending.
+
+    Source: row strategy of FoPru, arXiv 2411.14164.
     """
     rows = scores.unflatten(1, (-1, columns))
     before = ranks(rows.sum(-1)) * columns
-    return places((before[..., None] + ranks(rows) < k).flatten(1), k)
+    return true_indices((before[..., None] + ranks(rows) < k).flatten(1), k)
 
 
 def share_topk(scores: Tensor, part: Tensor, counts: Tensor) -> Tensor:
-    """The best of each part ``[B, N]`` bool: as many as its count says.
+    """Top-k within each part of the tokens ``[B, N]`` bool, with a count for each part.
 
     Args:
         scores: ``[B, N]``.
-        part: ``[N]`` int64, which of P parts a token lies in.
+        part: ``[N]`` int64, the part of each token, below P.
         counts: ``[B, P]``.
     """
     chosen = torch.zeros_like(scores, dtype=torch.bool)
@@ -65,20 +68,22 @@ def share_topk(scores: Tensor, part: Tensor, counts: Tensor) -> Tensor:
 
 
 def thin_out(order: Tensor, similarity: Tensor, k: int, step: int = 8) -> Tensor:
-    """Drop near-duplicates until ``k`` of a list remain: VisPruner (arXiv 2412.01818).
+    """Remove near-duplicates from a list of tokens until ``k`` remain.
 
-    Each round parts the list into its even and odd places, drops the ``step`` even ones most similar to some odd one,
-    and goes on with the even ones left, most similar first, before the odd ones. Unlike the official code it takes
-    lists of odd length.
+    Each round splits the list into its even and odd positions and drops the ``step`` even ones that are most similar to
+    an odd one. The next round takes the remaining even ones, most similar first, followed by the odd ones. Unlike the
+    official code, lists of odd length are accepted.
 
     Args:
-        order: ``[B, R]`` token indices, the most important first.
+        order: ``[B, R]``, token indices, the most important first.
         similarity: ``[B, N, N]``.
         k: At most R.
-        step: Dropped in a round.
+        step: Tokens dropped per round.
 
     Returns:
-        ``[B, k]`` int64 in the list's last order.
+        ``[B, k]`` int64, in the order of the last list.
+
+    Source: VisPruner, arXiv 2412.01818.
     """
     while order.shape[1] > k:
         even, odd = order[:, ::2], order[:, 1::2]
@@ -91,26 +96,28 @@ def thin_out(order: Tensor, similarity: Tensor, k: int, step: int = 8) -> Tensor
 
 
 def least_similar(similarity: Tensor, kept: Tensor, k: int) -> Tensor:
-    """Pivot by pivot the tokens least similar to it, ``k`` with those kept before: DART (arXiv 2502.11494).
+    """For each pivot in turn, add the tokens least similar to it, until ``k`` tokens are selected.
 
     Args:
         similarity: ``[B, P, N]`` of each pivot with each token.
-        kept: ``[B, N]`` bool, tokens that stay anyway (pivots among them), as many in each row.
-        k: All that stay.
+        kept: ``[B, N]`` bool, tokens that are selected from the start (pivots among them), equally many in each row.
+        k: Number of tokens in all.
 
     Returns:
         ``[B, k]`` int64, ascending.
+
+    Source: DART, arXiv 2502.11494.
     """
     pivots, extra = similarity.shape[1], k - int(kept[0].sum())
     for pivot in range(pivots):
         share = (pivot + 1) * extra // pivots - pivot * extra // pivots
         far = (-similarity[:, pivot]).masked_fill(kept, -torch.inf)
         kept = kept.scatter(1, topk_sorted(far, share), True)
-    return places(kept, k)
+    return true_indices(kept, k)
 
 
 def uniform_grid(grid: tuple[int, int, int], count: int, k: int) -> Tensor:
-    """Centres of ``k`` even cells of the grid, see `cells`.
+    """Tokens at the centres of ``k`` even cells of the grid, see `cells`.
 
     Args:
         grid: Frames, rows, columns.

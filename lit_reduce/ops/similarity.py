@@ -1,18 +1,18 @@
-"""Similarity of tokens: what diversity, coverage and merging are measured in."""
+"""Cosine similarity and normalisation of tokens."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def exact(x: Tensor) -> Tensor:
-    """In float32, or in float64 where it is already that: half precision would decide near ties by rounding."""
+def to_float32(x: Tensor) -> Tensor:
+    """Convert to float32 unless float64 already; in half precision rounding would decide near ties."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors of length one along the last dimension, see `exact`; zero stays zero."""
-    return F.normalize(exact(x), dim=-1)
+    """Normalise to unit length over the last dimension in float32, see `to_float32`; zero stays zero."""
+    return F.normalize(to_float32(x), dim=-1)
 
 
 def cosine(x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -22,10 +22,10 @@ def cosine(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """The tokens ``[B, K, D]`` of ``x`` ``[B, N, D]`` at ``index`` ``[B, K]``."""
+    """Tokens ``[B, K, D]`` of ``x`` ``[B, N, D]`` at ``index`` ``[B, K]``."""
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
-def normal(x: Tensor) -> Tensor:
-    """Tokens of size 1, as a decoder's first norm makes them; towers and projectors differ by orders of magnitude."""
+def rms_normalize(x: Tensor) -> Tensor:
+    """RMS normalisation over the last dimension, as in the first layer of a decoder."""
     return F.rms_norm(x, x.shape[-1:], eps=1e-6)

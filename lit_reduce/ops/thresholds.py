@@ -1,31 +1,32 @@
-"""Thresholds instead of ranks: how many tokens stay follows from the scores, and thresholds can be learned."""
+"""Selection by thresholds, where the number of kept tokens follows from the scores."""
 
 import torch
 from torch import Tensor
 
-from lit_reduce.ops.selectors import places, ranks
-from lit_reduce.ops.similarity import exact
+from lit_reduce.ops.selectors import ranks, true_indices
+from lit_reduce.ops.similarity import to_float32
 
-NONE = 1e-6  # of a score that counts as nothing, where logarithms are taken
+NONE = 1e-6  # lower bound of scores under a logarithm
 
 
-def peaked(scores: Tensor) -> Tensor:
-    """Scores ``[B, N]`` as parts of the largest of each image; zero stays zero."""
-    scores = exact(scores)
+def max_normalize(scores: Tensor) -> Tensor:
+    """Divide scores ``[B, N]`` by the largest one of each image; zero stays zero."""
+    scores = to_float32(scores)
     return scores / scores.amax(-1, keepdim=True).clamp_min(1e-30)
 
 
-def pyramid(place: Tensor, grid: tuple[int, int, int], strides: tuple[int, ...] = (2, 3, 4, 6)) -> Tensor:
-    """Spatial scores ``[B, N]``: the sparser the sparsest uniform grid that a token lies on, the higher.
+def grid_scores(place: Tensor, grid: tuple[int, int, int], strides: tuple[int, ...] = (2, 3, 4, 6)) -> Tensor:
+    """Spatial scores ``[B, N]``: higher for tokens that lie on a sparser uniform grid.
 
-    A grid of stride s keeps the rate ``R = 1 / s^2`` and scores ``1 - 3 R``; tokens on none of them, newline tokens
-    among these, score 0. A threshold then chooses the density. One rate and the factor 3 are ATP-LLaVA's
-    (arXiv 2412.00447, eq 5, as rebuilt by others); several rates are our reading of its dynamic sampling.
+    A grid of stride s keeps the ratio ``R = 1 / s^2`` of the tokens and gives them the score ``1 - 3 R``; a token on
+    several grids gets the highest score, tokens on none (newline tokens among these) get 0. A threshold on the score
+    then selects the density. One ratio and the factor 3 are from ATP-LLaVA (arXiv 2412.00447, eq. 5, as reconstructed
+    by others); several ratios are our reading of its dynamic sampling.
 
     Args:
         place: ``[B, N]``, raster index of each token in its image.
         grid: Frames, rows and columns.
-        strides: Of the grids.
+        strides: Strides of the grids.
     """
     frames, rows, columns = grid
     row, column = place % (rows * columns) // columns, place % columns
@@ -36,15 +37,15 @@ def pyramid(place: Tensor, grid: tuple[int, int, int], strides: tuple[int, ...] 
     return score
 
 
-def breadth(scores: Tensor, weight: Tensor) -> Tensor:
-    """On how many tokens scores rest, ``[B]`` in (0, 1]: the exponential of their entropy in parts of all tokens.
+def effective_share(scores: Tensor, weight: Tensor) -> Tensor:
+    """Effective share of the tokens over which scores are spread ``[B]``: exp(entropy) / N, in (0, 1].
 
-    1 where all score alike, 1 / N where one alone scores. Our reading of the pooling in ATP-LLaVA (arXiv 2412.00447,
-    eq 6).
+    1 if all scores are equal, 1 / N if a single one is non-zero. Our reading of the pooling in ATP-LLaVA (arXiv
+    2412.00447, eq. 6).
 
     Args:
-        scores: ``[B, N]``, not negative.
-        weight: ``[B, N]``, not negative; what weighs 0 is gone.
+        scores: ``[B, N]``, non-negative.
+        weight: ``[B, N]``, non-negative; tokens of weight 0 are excluded.
     """
     held = scores * weight
     part = held / held.sum(1, keepdim=True).clamp_min(1e-30)
@@ -52,15 +53,15 @@ def breadth(scores: Tensor, weight: Tensor) -> Tensor:
     return share
 
 
-def mass_above(scores: Tensor, weight: Tensor, mass: Tensor) -> Tensor:
-    """The threshold ``[B]`` above which tokens of so much weight lie; it follows ``mass`` and scores without a jump.
+def mass_threshold(scores: Tensor, weight: Tensor, mass: Tensor) -> Tensor:
+    """Threshold ``[B]`` above which tokens of a given total weight lie; differentiable in ``mass`` and ``scores``.
 
-    Half way between two neighbours for a mass that whole tokens make, straight in between, and below the largest score
-    for any mass above 0.
+    It lies midway between two neighbouring scores if whole tokens make up the mass, is interpolated linearly in
+    between, and lies below the largest score for any positive mass.
 
     Args:
         scores: ``[B, N]``.
-        weight: ``[B, N]``, not negative.
+        weight: ``[B, N]``, non-negative.
         mass: ``[B]``.
     """
     ranked, order = scores.sort(dim=-1, descending=True, stable=True)
@@ -74,31 +75,32 @@ def mass_above(scores: Tensor, weight: Tensor, mass: Tensor) -> Tensor:
     return found
 
 
-def best(margin: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Another number of tokens of each image: those of the largest margins, in raster order.
+def ragged_topk(margin: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Top-k with a different number of tokens per image, padded.
 
     Args:
-        margin: ``[B, N]``.
+        margin: ``[B, N]``, scores.
         counts: ``[B]``, each between 1 and N.
 
     Returns:
-        Anchors ``[B, K]`` with K the largest count, and which are real ``[B, K]``: these come first.
+        Indices ``[B, K]``, where K is the largest count, and a mask ``[B, K]`` of the valid ones. Valid indices come
+        first and ascend.
     """
     most = int(counts.max())
-    kept_indices = places(ranks(margin) < counts[:, None], most)
+    kept_indices = true_indices(ranks(margin) < counts[:, None], most)
     return kept_indices, torch.arange(most, device=margin.device) < counts[:, None]
 
 
-def affordable(wanted: Tensor, left: Tensor, here: int, later: int) -> Tensor:
-    """The count nearest to what is wanted with which a budget can still be spent, and will not be exceeded.
+def feasible_count(wanted: Tensor, left: Tensor, here: int, later: int) -> Tensor:
+    """The count nearest to ``wanted`` with which the budget is spent and not exceeded.
 
-    Counts may not rise from stage to stage, so too few now would leave some of the budget over for good.
+    Counts may not rise from stage to stage, so a count that is too small now would leave part of the budget unused.
 
     Args:
         wanted: ``[B]``.
-        left: ``[B]`` tokens, summed over layers, that are left to spend.
+        left: ``[B]``, tokens left to spend, summed over layers.
         here: Layers until the next stage.
-        later: Layers behind it.
+        later: Layers after that.
     """
     most = ((left - later) / here + 1e-4).floor()
     least = (left / (here + later) - 1e-4).ceil().minimum(most)

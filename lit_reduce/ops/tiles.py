@@ -1,4 +1,4 @@
-"""Tiles: an overview of the picture and crops of it that lie side by side, as one run of tokens."""
+"""Layout of images that are encoded as an overview and crops (tiles) in one sequence of tokens."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tiling:
-    """Where an image's tokens lie.
+    """Positions of an image's tokens in the overview and the crops.
 
     Attributes:
-        first: Index of the overview's first token; its tokens follow one another.
+        first: Index of the first token of the overview; its tokens are contiguous.
         overview: Rows and columns of the overview.
-        whole: Rows and columns of all crops side by side.
-        crops: Crops on top of and beside one another.
-        place: ``[N]`` raster index in the whole; -1 for the overview and for newline tokens.
+        whole: Rows and columns of all crops together.
+        crops: Number of crops vertically and horizontally.
+        place: ``[N]``, raster index among all crops; -1 for the overview and for newline tokens.
     """
 
     first: int
@@ -27,7 +27,7 @@ class Tiling:
 
     @property
     def part(self) -> Tensor:
-        """``[N]``: 0 for the overview, then one number a crop, then one for newline tokens."""
+        """Part of each token ``[N]``: 0 for the overview, then one number per crop, then one for newline tokens."""
         part = 1 + regions(self.whole, self.crops)[self.place.clamp_min(0)]
         part[self.place < 0] = 1 + math.prod(self.crops)
         part[self.first : self.first + math.prod(self.overview)] = 0
@@ -35,11 +35,12 @@ class Tiling:
 
 
 def tiling(grid: tuple[int, int, int], count: int, overview: str = "first") -> Tiling | None:
-    """How tokens in tiles lie, or None for a picture in one piece.
+    """Infer the layout of tiles from grid and token count; None for an image without tiles.
 
-    Frames are tiles, crops in raster order in the most nearly square arrangement, not higher than wide: our reading,
-    where a grid says no more. Or one frame of all crops with a newline behind each row, after a square overview: the
-    packed images of LLaVA-NeXT; the whole may have been cut to the image's shape.
+    Several frames are tiles: an overview and crops in raster order, in the most nearly square arrangement that is not
+    higher than wide (our reading, since the grid says no more). A single frame with a newline after each row and a
+    square overview in front is a packed image of LLaVA-NeXT; all crops together may have been cropped to the shape of
+    the image.
 
     Args:
         grid: Frames, rows, columns.
@@ -67,12 +68,12 @@ def tiling(grid: tuple[int, int, int], count: int, overview: str = "first") -> T
 
 
 def regions(shape: tuple[int, int], crops: tuple[int, int], stripes: bool = False) -> Tensor:
-    """Which crop each cell of a raster that shows the whole picture belongs to ``[rows * columns]``.
+    """The crop that each cell of a raster over the whole image belongs to ``[rows * columns]``.
 
     Args:
         shape: Rows and columns of the raster.
-        crops: Crops on top of and beside one another.
-        stripes: Cut the raster sequence into even runs instead: HiRED's official code.
+        crops: Number of crops vertically and horizontally.
+        stripes: Split the raster sequence into even runs instead (official code of HiRED).
     """
     rows, columns = shape
     if stripes:

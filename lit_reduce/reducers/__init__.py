@@ -1,4 +1,4 @@
-"""The methods, one file each. A new file here is found and registered by itself."""
+"""The methods, one per module. A new module here is imported and registered automatically."""
 
 import importlib
 import pkgutil

@@ -1,77 +1,79 @@
-"""ATP-LLaVA: small heads between decoder layers decide for every image, and every question, how much is left of it."""
+"""ATP-LLaVA: adaptive pruning between decoder layers, with a token count per image and instruction."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
-from lit_reduce.ops.budgets import falling_average
+from lit_reduce.ops.budgets import geometric_schedule_for_mean
 from lit_reduce.ops.gates import anneal
-from lit_reduce.ops.similarity import normal
-from lit_reduce.ops.thresholds import NONE, affordable, best, breadth, mass_above, peaked, pyramid
+from lit_reduce.ops.similarity import rms_normalize
+from lit_reduce.ops.thresholds import (
+    NONE,
+    effective_share,
+    feasible_count,
+    grid_scores,
+    mass_threshold,
+    max_normalize,
+    ragged_topk,
+)
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Course, Reduction, VisualTokens
 
 EDGE = 1e-3
-SHUT = 1e-3  # tokens that are attended to less than that need not be carried along in training
-
-
-def _sites() -> list[float]:
-    return [0.125, 0.4375, 0.75]
+SHUT = 1e-3  # tokens with a smaller mask are left out in training
 
 
 @dataclass
 class ATPConfig(ReducerConfig):
-    """Where it acts, its size, and what training asks of it beside the answers."""
+    """Stages, size and loss weights of `ATP`."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the backbone's visual tokens; set when training"})
-    sites: list[float] = field(
-        default_factory=_sites, metadata={"help": "where, as parts of the depth (4, 14, 24 of 32); 0: before layer 0"}
+    hidden_size: int = option(0, "width of the backbone's visual tokens; set when training", min=0)
+    sites: list[float] = option(
+        [0.125, 0.4375, 0.75],
+        "where, as parts of the depth (4, 14, 24 of 32); 0: before layer 0",
+        min=0,
+        below=1,
+        min_items=1,
     )
-    width: int = field(default=64, metadata={"help": "width inside each head"})
-    cross: str = field(
-        default="text", metadata={"help": "whose attention is the cross-modal score", "choices": ("text", "last")}
-    )
-    residual: bool = field(default=True, metadata={"help": "whether a learned map of the tokens weighs their scores"})
-    adaptive: bool = field(
-        default=True, metadata={"help": "whether thresholds decide, and keep is met on average only"}
-    )
-    lean: float = field(
-        default=1.0, metadata={"help": "how much more stays at the first site where words look at more; 0: no more"}
-    )
-    target: float = field(default=2.0, metadata={"help": "weight of the gap between mean count and budget"})
-    deep: float = field(default=0.0, metadata={"help": "weight of the tokens left at each site, the later the more"})
-    softness: list[float] = field(
-        default_factory=lambda: [0.3, 0.02], metadata={"help": "of the mask when training begins and ends"}
-    )
+    width: int = option(64, "width inside each head", min=1)
+    cross: str = option("text", "whose attention is the cross-modal score", choices=("text", "last"))
+    residual: bool = option(True, "whether a learned map of the tokens weighs their scores")
+    adaptive: bool = option(True, "whether thresholds decide, and keep is met on average only")
+    lean: float = option(1.0, "how much more stays at the first site where words look at more; 0: no more", min=0)
+    target: float = option(2.0, "weight of the gap between mean count and budget", min=0)
+    deep: float = option(0.0, "weight of the tokens left at each site, the later the more", min=0)
+    softness: list[float] = option([0.3, 0.02], "of the mask when training begins and ends", above=0, min_items=2)
 
 
 @register
 class ATP(Reducer):
-    """A token stays if it is important (redundancy test) or lies on a sparse grid (spatial test); heads set both bars.
+    """Keeps a token if its importance or its spatial score exceeds a threshold; learned heads set both thresholds.
 
-    Scores: attention that a token receives from tokens of the image, and from the prompt, each as part of its maximum,
-    and their mean ``S``; the spatial score of `pyramid`. Two thresholds, eq 6 to 8, come of a head and of how many
-    tokens the question looks at (`breadth`). In training later layers attend to a token by ``M = max(M_r, M_s)``,
-    eq 9 to 11, and stages multiply; only tokens as good as shut are left out. Inference keeps what is above either
-    threshold, at its original position. Further losses: the mean count against the budget, and a price for what is left
-    late, eq 12 to 14, in parts of N.
+    The importance ``S`` is the mean of two attention scores, each divided by its maximum: the attention that a token
+    receives from tokens of the image, and from the prompt. The spatial score is `grid_scores`. A head and the effective
+    share of tokens that the prompt attends to (`effective_share`) give two thresholds, eq. 6 to 8. In training, later
+    layers attend to a token by the soft mask ``M = max(M_r, M_s)``, eq. 9 to 11; the masks of the stages multiply, and
+    only tokens whose mask is below `SHUT` are left out. At inference tokens above either threshold are kept at their
+    original positions. Two losses are added: the gap between mean count and budget, and the number of tokens left at
+    late stages, eq. 12 to 14, as fractions of N.
 
-    No official code was found: the equations are those that others rebuilt. Our reading: the maximum as the unit,
-    several rates; that both tests compare logarithms, ``M = sigmoid((log S - log theta) / softness)``, which decides
-    the same and suits scores with a long tail; that a head says which part of the tokens is to be above the first
-    threshold, so that it starts from what the budget asks and one plug-in serves many budgets; and that its only
-    knowledge of the image is `breadth`, times a fixed ``lean``. Heads that read the scores themselves learned to make
-    all counts alike, since eq 13 pulls at whatever lifts the mean of a batch. Ours alone: `residual`, from which ``S``
-    gets a factor, since behind a frozen model thresholds cannot change the order of tokens, and sites before layer 0,
-    whose attention is read ahead.
+    ``keep`` is the mean count over all layers. With ``adaptive`` it is met on average over images. Without, every image
+    meets it: thresholds then decide how the layers share it, as far as it can be spent by counts that do not increase.
+    Outside the decoder exactly ``keep`` tokens are kept.
 
-    ``keep`` is the mean over all layers. With ``adaptive`` it is met on average over images; without, by every image:
-    thresholds still say how the layers share it, as far as it can be spent without a rise. Outside a language model's
-    layers exactly ``keep`` tokens stay.
+    No official code was found; the equations are those that others reconstructed. Our readings: attention relative to
+    its maximum; several grid ratios; thresholds on logarithms, ``M = sigmoid((log S - log theta) / softness)``, which
+    select the same tokens and suit long-tailed scores; a head that predicts the share of tokens above the first
+    threshold, so that it starts at what the budget implies and one plug-in serves many budgets; and `effective_share`
+    times a fixed ``lean`` as the only input that depends on the image. Heads that read the scores themselves learned
+    equal counts for all images, because eq. 13 penalises whatever raises the mean of a batch. Our additions:
+    ``residual``, a learned factor on ``S``, since on a frozen model thresholds cannot change the order of tokens; and
+    stages before layer 0, whose attention is computed ahead.
 
     Source: ATP-LLaVA, arXiv 2412.00447.
     """
@@ -88,25 +90,23 @@ class ATP(Reducer):
     def __init__(self, config: ATPConfig | None = None) -> None:
         super().__init__(config)
         chosen = self.config
-        if not chosen.sites or not all(0 <= share < 1 for share in chosen.sites):
-            raise UserError(f"atp: sites={chosen.sites}: give parts of the depth from 0 to below 1")
-        if len(chosen.softness) != 2 or min(chosen.softness) <= 0:
-            raise UserError(f"atp: softness={chosen.softness}: give the first and the last, both above 0")
+        if len(chosen.softness) != 2:
+            raise UserError(f"atp: softness={chosen.softness}: give the first and the last")
         if chosen.cross == "last":
             self.signals = self.signals - {"text_rows"} | {"last"}
         self.heads = nn.ModuleList(Head(chosen.width) for _ in chosen.sites)
         self.factors = nn.ParameterList(torch.zeros(chosen.hidden_size) for _ in chosen.sites if chosen.residual)
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
-        """What would stay of an image if every site left the same part; the mean over layers is ``keep``."""
-        return falling_average(self.config.sites, depth, tokens, keep)
+        """Counts of a constant ratio per stage, with the mean ``keep`` over the layers."""
+        return geometric_schedule_for_mean(self.config.sites, depth, tokens, keep)
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Soft masks while training, else the tokens above their thresholds."""
+        """Soft masks in training, otherwise the tokens above their thresholds."""
         course, count = tokens.course, tokens.count
         if course is None:
             margin = self.margin(tokens, 0, keep / count, keep / count)
-            kept_indices, valid = best(margin, torch.full((len(margin),), keep, device=margin.device))
+            kept_indices, valid = ragged_topk(margin, torch.full((len(margin),), keep, device=margin.device))
             return Reduction(kept_indices, valid=valid, scores=margin)
         stages = self.stages(course.depth, course.tokens, course.keep)
         layers, meant = [*stages, course.depth], [course.tokens, *stages.values()]
@@ -117,39 +117,40 @@ class ATP(Reducer):
         if course.progress is not None:
             return self.soft(tokens, course, margin, later == 0)
         wanted = (margin > 0).sum(1)
-        counts = wanted if self.config.adaptive else affordable(wanted, left, here, later)
-        kept_indices, valid = best(margin, counts.clamp(1, count))
+        counts = wanted if self.config.adaptive else feasible_count(wanted, left, here, later)
+        kept_indices, valid = ragged_topk(margin, counts.clamp(1, count))
         return Reduction(kept_indices, valid=valid, scores=margin)
 
     def own_loss(self, name: str, rows: Tensor, count: int) -> Tensor:
-        """``target``, eq 13: by how much the mean count of the whole batch misses the budget."""
+        """``target``, eq. 13: deviation of the mean count of the batch from the budget."""
         return self.config.target * rows.mean().abs() if name == "target" else super().own_loss(name, rows, count)
 
     def margin(self, tokens: VisualTokens, site: int, part: float, share: float) -> Tensor:
-        """By how much the better test is passed, ``[B, N]`` in logarithms; above 0 stays.
+        """Logarithmic margin by which a token exceeds the nearer of its two thresholds ``[B, N]``; positive is kept.
 
         Args:
             tokens: The tokens.
-            site: Which of the sites.
-            part: Of the tokens that are there, how many are meant to stay.
-            share: The budget in parts of N.
+            site: Index of the stage.
+            part: Ratio of the present tokens that are intended to stay.
+            share: Budget as a fraction of N.
         """
         gate, like = tokens.signal("gate"), tokens.features
         cross = tokens.signal("last") if self.config.cross == "last" else _received(tokens)
-        own, cross = peaked(tokens.signal("image_rows").sum(1)), peaked(cross)
+        own, cross = max_normalize(tokens.signal("image_rows").sum(1)), max_normalize(cross)
         more, bar = self.heads[site](like.new_tensor([[math.log(share)]])).unbind(1)  # the same for every image
         if site == 0:
-            more = more + self.config.lean * (2 * breadth(cross, gate)).log()  # 0 where they look at half of the tokens
+            # The logarithm is 0 for attention spread over half of the tokens.
+            more = more + self.config.lean * (2 * effective_share(cross, gate)).log()
         red = ((own + cross) / 2).clamp_min(NONE).log()
         if self.config.residual:
-            red = red + normal(like) @ self.factors[site]
+            red = red + rms_normalize(like) @ self.factors[site]
         stay = torch.sigmoid(more + math.log(part / max(1 - part, EDGE)))
-        theta = mass_above(red, gate, stay * gate.sum(1))
-        spatial = pyramid(tokens.signal("place"), tokens.grid).clamp_min(NONE).log()
+        theta = mass_threshold(red, gate, stay * gate.sum(1))
+        spatial = grid_scores(tokens.signal("place"), tokens.grid).clamp_min(NONE).log()
         return torch.maximum(red - theta[:, None], spatial - F.logsigmoid(bar)[:, None])
 
     def soft(self, tokens: VisualTokens, course: Course, margin: Tensor, deepest: bool) -> Reduction:
-        """The mask of this stage on all tokens that it lets through at all, and the method's own losses."""
+        """Soft mask of this stage on all tokens that are not closed, and the losses of the method."""
         assert course.progress is not None
         first, last = self.config.softness
         mask = torch.sigmoid(margin / anneal(first, last, course.progress))
@@ -159,20 +160,20 @@ class ATP(Reducer):
         if deepest:
             mean = (course.spent + now * (course.depth - tokens.layer)) / course.depth
             losses["target"] = (mean - course.keep) / course.tokens
-        kept_indices, valid = best(through.detach(), (through > SHUT).sum(1).clamp(min=1))
+        kept_indices, valid = ragged_topk(through.detach(), (through > SHUT).sum(1).clamp(min=1))
         return Reduction(kept_indices, valid=valid, scores=margin, gate=mask.gather(1, kept_indices), losses=losses)
 
 
 def _received(tokens: VisualTokens) -> Tensor:
-    """Attention ``[B, N]`` from all words of the prompt together."""
+    """Attention ``[B, N]`` received from all text tokens of the prompt."""
     rows, real = tokens.signal("text_rows"), tokens.signal("text_mask")
     return rows.masked_fill(~real.bool()[..., None], 0).sum(1)
 
 
 class Head(nn.Module):
-    """From the budget: how many more tokens than meant, and the spatial bar, as log-odds.
+    """Maps the budget to the log-odds of two thresholds.
 
-    It starts with as many as meant, and a bar above every grid.
+    Initialised to the intended share of tokens and to a spatial threshold above every grid score.
     """
 
     def __init__(self, width: int) -> None:
@@ -183,6 +184,6 @@ class Head(nn.Module):
             self.outer.bias.copy_(torch.tensor([0.0, 3.0]))
 
     def forward(self, read: Tensor) -> Tensor:
-        """``[1, 2]`` of the logarithm of the budget ``[1, 1]``, in parts of N."""
+        """``[1, 2]`` from the logarithm of the budget as a fraction of N ``[1, 1]``."""
         bars: Tensor = self.outer(F.gelu(self.inner(read)))
         return bars

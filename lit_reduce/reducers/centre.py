@@ -1,4 +1,4 @@
-"""Cen-Prune: take the mean of the picture out of its tokens before comparing them."""
+"""Cen-Prune: subtract the image mean from all tokens before another reducer compares them."""
 
 import dataclasses
 
@@ -10,17 +10,17 @@ from lit_reduce.tokens import Reduction, VisualTokens
 
 @register
 class Centre(OnTop):
-    """The reducer beneath sees features and tower features less their mean over the image.
+    """Passes features and tower features, each minus its mean over the image, to the inner reducer.
 
-    Tokens of one picture share a large common part, which makes all cosines alike. New tokens get the mean back, which
-    is exact for those that are means. Our reading: the paper's text was not available.
+    Tokens of an image share a large common component, which makes all cosines similar. The mean is added back to new
+    tokens, which is exact if they are means. Our reading: the text of the paper was not available.
     """
 
     name = "centre"
     paper = "Cen-Prune"
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Mean of each image by itself."""
+        """Subtract the mean of each image and call the inner reducer."""
         x = tokens.features
         moved = {name: centre(tokens.signals[name]) for name in tokens.signals if name.partition("@")[0] == "encoder"}
         here = dataclasses.replace(tokens, features=centre(x), signals={**tokens.signals, **moved})

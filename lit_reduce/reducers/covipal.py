@@ -1,45 +1,48 @@
-"""CoViPAL: a small contextual predictor reads image and prompt, and says which image tokens will matter."""
+"""CoViPAL: a small predictor scores image tokens from the image and the prompt."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
-PACE = 10.0  # vectors must grow as large as tokens are: so much faster than weights do at the same learning rate
+PACE = 10.0  # factor on the summary parameters, which must reach the norm of tokens at the learning rate of weights
 
 
 @dataclass
 class CoViPALConfig(ReducerConfig):
     """Size of the predictor."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the backbone's visual tokens; set when training"})
-    width: int = field(default=96, metadata={"help": "width inside the predictor"})
-    layers: int = field(default=2, metadata={"help": "blocks of image self-attention, image-to-prompt attention, MLP"})
-    heads: int = field(default=4, metadata={"help": "attention heads of each block"})
-    rest: int = field(
-        default=0,
-        metadata={"help": "tokens that stand for all that is dropped, within the budget; 0 for none, as in the paper"},
+    hidden_size: int = option(0, "width of the backbone's visual tokens; set when training", min=0)
+    width: int = option(96, "width inside the predictor", min=1)
+    layers: int = option(2, "blocks of image self-attention, image-to-prompt attention, MLP", min=0)
+    heads: int = option(4, "attention heads of each block", min=1)
+    summary: int = option(
+        0,
+        "tokens that stand for all that is dropped, within the budget; 0 for none, as in the paper",
+        min=0,
+        was="rest",
     )
 
 
 @register
 class CoViPAL(ScoringReducer):
-    """Scores image tokens ``[B, N]`` from the projected tokens and the prompt, before the language model.
+    """Scores image tokens ``[B, N]`` from projected tokens and prompt embeddings, before the language model.
 
-    One input map serves image and prompt, which live in the same space; type embeddings and a 2-D sine-cosine place
-    tell them apart. Each block lets image tokens look at one another, then at the prompt. Depth, width and the places
-    are our reading: the paper's text was not available.
+    One linear map embeds image and prompt, which share a space; type embeddings and a 2-D sine-cosine position
+    embedding distinguish them. Each block applies self-attention over the image, then cross-attention to the prompt,
+    then an MLP. Depth, width and position embedding are our reading: the text of the paper was not available.
 
-    A frozen model weighs what it sees against all the rest: where nearly all of the background is gone it counts one
-    object too many. So ``rest`` tokens of the budget, a quarter of it at most, are the mean of what is dropped and a
-    learned vector each, which distillation gives the weight that the rest had. They are our addition.
+    Our addition: ``summary`` tokens of the budget, at most a quarter of it, each the mean of the dropped tokens plus a
+    learned vector. A frozen model relates what it sees to the whole image: without most of the background it counts one
+    object too many, and distillation can give the summary the weight of the background.
 
-    Source: CoViPAL, arXiv 2508.17243 (S = p_theta(H_v, H_t), top-K of S).
+    Source: CoViPAL, arXiv 2508.17243 (``S = p_theta(H_v, H_t)``, top-k of S).
     """
 
     name = "covipal"
@@ -53,25 +56,24 @@ class CoViPAL(ScoringReducer):
     def __init__(self, config: CoViPALConfig | None = None) -> None:
         super().__init__(config)
         size, width = self.config.hidden_size, self.config.width
-        if min(width, self.config.heads) < 1 or width % self.config.heads:
+        if width % self.config.heads:
             raise UserError(f"covipal: width={width} must be a multiple of heads={self.config.heads}")
         self.enter = nn.Linear(size, width, bias=False)
         self.normal = nn.RMSNorm(size, eps=1e-6)
         self.kinds = nn.Parameter(torch.zeros(2, width))
         self.blocks = nn.ModuleList(Block(width, self.config.heads) for _ in range(self.config.layers))
-        if self.config.rest < 0:
-            raise UserError(f"covipal: rest={self.config.rest}: give 0 or more")
-        if self.config.rest:
+        if self.config.summary:
             self.kind = "resample"
-            self.rest = nn.Parameter(0.02 / PACE * torch.randn(self.config.rest, size))
-        # No bias: it would raise all scores alike, which no ranking notices.
+            # Named as in the weights that are shipped.
+            self.rest = nn.Parameter(0.02 / PACE * torch.randn(self.config.summary, size))
+        # No bias: it would not change the ranking.
         self.leave = nn.Sequential(nn.RMSNorm(width, eps=1e-6), nn.Linear(width, 1, bias=False))
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Scores ``[B, N]``, higher is kept; padding of the prompt has no influence."""
         text, text_mask = tokens.signal("text"), tokens.signal("text_mask")
         image = self.enter(self.normal(tokens.features)) + self.kinds[0]
-        image = image + places(tokens.count, tokens.grid, image)
+        image = image + position_embedding(tokens.count, tokens.grid, image)
         words = self.enter(self.normal(text)) + self.kinds[1]
         for block in self.blocks:
             image = block(image, words, text_mask)
@@ -79,18 +81,18 @@ class CoViPAL(ScoringReducer):
         return scores
 
     def summary_count(self, keep: int) -> int:
-        """A quarter of the budget at most."""
-        rest: int = self.config.rest
-        return min(rest, keep // 4)
+        """The option ``summary``, at most a quarter of the budget."""
+        count: int = self.config.summary
+        return min(count, keep // 4)
 
     def summary_tokens(self, tokens: VisualTokens, dropped: Tensor, count: int) -> Tensor:
-        """The mean of what is dropped, and what was learned, in tenths."""
+        """Mean of the dropped tokens plus the learned vectors."""
         share = dropped.to(tokens.features) / dropped.sum(1, keepdim=True).clamp_min(1)
         return share[:, None] @ tokens.features + PACE * self.rest[:count]
 
 
 class Block(nn.Module):
-    """Image self-attention, attention from image to prompt, gated MLP; each behind a norm and added."""
+    """Pre-norm block: self-attention over the image, cross-attention to the prompt, gated MLP."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -100,7 +102,7 @@ class Block(nn.Module):
         self.out = nn.Linear(2 * width, width, bias=False)
 
     def forward(self, image: Tensor, words: Tensor, text_mask: Tensor) -> Tensor:
-        """Updates the image tokens ``[B, N, W]`` from each other and from the prompt ``[B, T, W]``."""
+        """Update the image tokens ``[B, N, W]``, given the prompt ``[B, T, W]``."""
         seen = self.norms[0](image)
         image = image + self.look(seen, seen, None)
         image = image + self.ask(self.norms[1](image), self.norms[3](words), text_mask)
@@ -110,7 +112,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention from one set of tokens to another."""
+    """Multi-head attention from one sequence to another."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -119,7 +121,7 @@ class Attention(nn.Module):
         self.both = nn.Linear(width, 2 * width, bias=False)
 
     def forward(self, x: Tensor, to: Tensor, mask: Tensor | None) -> Tensor:
-        """Attends from ``x`` ``[B, N, W]`` to ``to`` ``[B, M, W]``; ``mask`` ``[B, M]`` is true where to look."""
+        """Attend from ``x`` ``[B, N, W]`` to ``to`` ``[B, M, W]``; ``mask`` ``[B, M]`` is true at visible positions."""
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.both(to).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         seen = None if mask is None else mask[:, None, None, :].expand(-1, -1, x.shape[1], -1)
@@ -128,8 +130,8 @@ class Attention(nn.Module):
         return result
 
 
-def places(count: int, grid: tuple[int, int, int], like: Tensor) -> Tensor:
-    """Sines and cosines of each token's row and column ``[count, W]``; tokens beyond the grid go by raster order."""
+def position_embedding(count: int, grid: tuple[int, int, int], like: Tensor) -> Tensor:
+    """2-D sine-cosine position embedding ``[count, W]``; tokens beyond the grid are placed by raster order."""
     _, rows, cols = grid
     index = torch.arange(count, device=like.device)
     at = torch.stack([(index // cols) / max(rows, 1), (index % cols) / max(cols, 1)], -1)

@@ -1,4 +1,4 @@
-"""DivPrune: keep the tokens that differ most from one another."""
+"""DivPrune: keep the most diverse subset of tokens."""
 
 from lit_reduce.ops.greedy import farthest_point
 from lit_reduce.reducer import Reducer, register
@@ -7,11 +7,11 @@ from lit_reduce.tokens import Reduction, VisualTokens
 
 @register
 class DivPrune(Reducer):
-    """Max-min diversity on the cosine distance of the projected tokens; needs neither prompt nor attention."""
+    """Max-min diversity by cosine distance of the projected tokens; uses neither prompt nor attention."""
 
     name = "divprune"
     paper = "DivPrune, arXiv 2503.02175"
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Greedy farthest-point choice, image by image."""
+        """Farthest-point selection per image."""
         return Reduction(farthest_point(tokens.features, keep))

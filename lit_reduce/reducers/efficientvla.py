@@ -1,11 +1,12 @@
-"""EfficientVLA's token selector: key tokens of the task, more of them, and some that differ from the key ones."""
+"""EfficientVLA's token selector: task-relevant tokens, and diverse ones beside them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from lit_reduce.ops.selectors import places, ranks
+from lit_reduce.ops.selectors import ranks, true_indices
 from lit_reduce.ops.similarity import cosine, gather_tokens
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -14,16 +15,17 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class EfficientVLAConfig(ReducerConfig):
     """Settings of `EfficientVLA`."""
 
-    layer: float = field(default=0.0625, metadata={"help": "where, as share of the depth (2 of 32)"})
-    key: int = field(default=4, metadata={"help": "key tokens, the most attended"})
-    alpha: float = field(default=0.5, metadata={"help": "share of the others that goes by attention too"})
+    layer: float = option(0.0625, "where, as share of the depth (2 of 32)")
+    key: int = option(4, "key tokens, the most attended", min=0)
+    alpha: float = option(0.5, "share of the others that goes by attention too", min=0, max=1)
 
 
 @register
 class EfficientVLA(Reducer):
-    """Of K tokens: the key ones by the words' attention, ``floor(alpha (K - key))`` next by it, the rest by difference.
+    """Selects ``key + floor(alpha (K - key))`` tokens by attention of the text and the others by diversity.
 
-    Difference is one less the largest cosine to a key token. Skipping layers and caching actions are not part of it.
+    Diversity is one minus the largest cosine to a key token. Layer skipping and action caching of the paper are not
+    included.
     """
 
     name = "efficientvla"
@@ -37,7 +39,7 @@ class EfficientVLA(Reducer):
         return {min(depth - 1, max(1, round(self.config.layer * depth))): keep}
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Attention is summed over words."""
+        """Attention is summed over text tokens."""
         rows = tokens.signal("text_rows").float()
         scores = rows.masked_fill(~tokens.signal("text_mask").bool()[..., None], 0).sum(1)
         key = max(1, min(self.config.key, keep))
@@ -47,4 +49,4 @@ class EfficientVLA(Reducer):
         closest = cosine(keys, tokens.features).amax(1)
         chosen = order < task
         chosen = chosen | (ranks((-closest).masked_fill(chosen, -torch.inf)) < keep - task)
-        return Reduction(places(chosen, keep), scores=scores)
+        return Reduction(true_indices(chosen, keep), scores=scores)

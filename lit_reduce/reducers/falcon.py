@@ -1,6 +1,6 @@
-"""FALCON: registers that walk through the frozen vision tower beside the patches, and say what to keep of them."""
+"""FALCON: register tokens that pass through the frozen vision tower beside the patches and replace them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,45 +8,47 @@ from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.mergers import average_pool
-from lit_reduce.ops.similarity import normal
+from lit_reduce.ops.similarity import rms_normalize
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
-PARTS = ("q", "k", "v", "o", "mlp")  # of a block: its queries, keys, values, what attention gives, and its MLP
-EVEN = 64  # cells for which the part of the delta that goes by their size is nought
+PARTS = ("q", "k", "v", "o", "mlp")  # of a block: queries, keys, values, attention output, MLP
+EVEN = 64  # number of cells at which the size-dependent part of the offset is zero
 
 
 @dataclass
 class FalconConfig(ReducerConfig):
-    """Where registers join, and how much of the tower they may bend for themselves."""
+    """Where registers enter the tower, and the ranks of their updates."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the backbone's visual tokens; set when training"})
-    vision_hidden_size: int = field(default=0, metadata={"help": "width of the vision tower; set when training"})
-    blocks: int = field(default=6, metadata={"help": "blocks of the vision tower up to the one before the projector"})
-    start: float = field(default=0.34, metadata={"help": "share of the blocks that patches pass before registers join"})
-    table: int = field(default=8, metadata={"help": "rows and columns of the tables that give a cell its delta"})
-    rank: int = field(default=16, metadata={"help": "of the updates of queries, keys, values, output and MLP; 0: none"})
-    projector_rank: int = field(default=128, metadata={"help": "of what registers add behind the projector; 0: none"})
-    mix: float = field(default=0.0, metadata={"help": "share of the projected register in a token before training"})
-    reatten: int = field(default=32, metadata={"help": "width of the attention between tiles of an image; 0: none"})
-    heads: int = field(default=4, metadata={"help": "heads of the attention between tiles"})
+    hidden_size: int = option(0, "width of the backbone's visual tokens; set when training", min=0)
+    vision_hidden_size: int = option(0, "width of the vision tower; set when training", min=0)
+    blocks: int = option(23, "blocks of the vision tower up to the one before the projector", min=1)
+    start: float = option(0.34, "share of the blocks that patches pass before registers join", min=0, below=1)
+    table: int = option(8, "rows and columns of the tables that give a cell its delta", min=1)
+    rank: int = option(16, "of the updates of queries, keys, values, output and MLP; 0: none", min=0)
+    projector_rank: int = option(128, "of what registers add behind the projector; 0: none", min=0)
+    mix: float = option(0.0, "share of the projected register in a token before training")
+    reatten: int = option(32, "width of the attention between tiles of an image; 0: none", min=0)
+    heads: int = option(4, "heads of the attention between tiles", min=1)
 
 
 @register
 class Falcon(Reducer):
-    """K registers read the picture on their way through the tower; patches never see them, so the patches stay as ever.
+    """K register tokens attend to the patches in the vision tower; patches do not attend to them and stay unchanged.
 
-    A register begins as the mean of its cell's patches where it joins, plus a learned delta; from there on it goes
-    through the tower's own blocks, sees CLS, all patches and all registers, and has low-rank updates of its own. A
-    token is the mean of the cell's projected patches, a learned share (by channel) of the way from there to the
-    projected register, and a low-rank map of the register. All that is learned begins at nought: an untrained register
-    is its cell's mean, carried on by the frozen blocks, and with ``mix=0`` an untrained token is average pooling.
+    A register starts as the mean of the patches of its cell at the block where it enters, plus a learned offset. It
+    then passes through the frozen blocks, attends to CLS, all patches and all registers, and has its own low-rank
+    updates. An output token is the mean of the projected patches of the cell, moved by a learned fraction (per channel)
+    towards the projected register, plus a low-rank map of the register. All learned weights are initialised to zero: an
+    untrained register is the mean of its cell passed through the frozen blocks, and with ``mix=0`` an untrained output
+    token is average pooling.
 
-    Source: FALCON, arXiv 2501.16297: registers (ReCompact), and after each self-attention the attention of the
-    registers of all tiles of an image to each other (ReAtten). Our reading, for a frozen tower, is the rest: the
-    asymmetric mask, the start from pooled patches before and behind the projector, low-rank updates (in units of what
-    they are added to) in place of a tuned tower, projector and full attention between tiles, and a delta that is read
-    from small tables by the cell's place and size, so that one set of weights serves every budget.
+    Source: FALCON, arXiv 2501.16297: registers (ReCompact), and attention between the registers of all tiles of an
+    image after each self-attention (ReAtten). Our readings, for a frozen tower: the asymmetric mask; initialisation
+    from pooled patches before and after the projector; low-rank updates (relative to the norm of their target) instead
+    of a fine-tuned tower, projector and full attention between tiles; and offsets interpolated from small tables by
+    position and size of the cell, so that one set of weights serves every budget.
     """
 
     name = "falcon"
@@ -60,11 +62,7 @@ class Falcon(Reducer):
     def __init__(self, config: FalconConfig | None = None) -> None:
         super().__init__(config)
         c = self.config
-        if c.blocks < 1 or c.table < 1 or min(c.rank, c.projector_rank, c.reatten) < 0:
-            raise UserError(f"falcon: blocks={c.blocks} and table={c.table} must be 1 or more, ranks 0 or more")
-        if not 0 <= c.start < 1:
-            raise UserError(f"falcon: start={c.start} must be a share of the blocks, 0 or more and below 1")
-        if c.reatten and (c.heads < 1 or c.reatten % c.heads):
+        if c.reatten % c.heads:
             raise UserError(f"falcon: reatten={c.reatten} must be a multiple of heads={c.heads}")
         width = c.vision_hidden_size
         self.place = nn.Parameter(torch.zeros(width, c.table, c.table))
@@ -78,15 +76,15 @@ class Falcon(Reducer):
         self.say = _Update(width, c.hidden_size, c.projector_rank, True) if c.projector_rank else None
 
     def first(self, depth: int) -> int:
-        """The block before which registers join."""
+        """Index of the block before which registers enter."""
         share: float = self.config.start
         return min(depth - 1, round(share * depth))
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:  # noqa: ARG002  (any count of patches)
-        """All registers join at once.
+        """All registers enter at once.
 
         Raises:
-            UserError: a tower of another depth than these weights are for.
+            UserError: The tower has another depth than these weights.
         """
         if depth != self.config.blocks:
             raise UserError(
@@ -96,10 +94,10 @@ class Falcon(Reducer):
         return {self.first(depth): keep}
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """The registers where they join: each stands at the centre of its cell.
+        """Initial registers, each at the centre of its cell.
 
         Raises:
-            UserError: states of another width than these weights are for.
+            UserError: The states have another width than these weights.
         """
         x = tokens.features
         if x.shape[-1] != len(self.place):
@@ -107,18 +105,18 @@ class Falcon(Reducer):
                 f"falcon: the vision tower is {x.shape[-1]} wide, but vision_hidden_size={len(self.place)}; "
                 f"train with reducer.options.vision_hidden_size={x.shape[-1]}"
             )
-        pooled, kept_indices, owner = average_pool(x, tokens.grid, keep)
-        made = pooled + _scale(pooled) * self.delta(tokens.grid, owner, keep).to(pooled.dtype)
-        return Reduction(kept_indices.expand(len(x), -1), features=made, assignment=owner.expand(len(x), -1))
+        pooled, kept_indices, assignment = average_pool(x, tokens.grid, keep)
+        made = pooled + _scale(pooled) * self.delta(tokens.grid, assignment, keep).to(pooled.dtype)
+        return Reduction(kept_indices.expand(len(x), -1), features=made, assignment=assignment.expand(len(x), -1))
 
-    def delta(self, grid: tuple[int, int, int], owner: Tensor, keep: int) -> Tensor:
-        """What is added to the mean of each cell ``[K, C]``, in units of it: by its place, and by log2 of its size."""
-        count, (frames, rows, columns) = len(owner), grid
+    def delta(self, grid: tuple[int, int, int], assignment: Tensor, keep: int) -> Tensor:
+        """Offset of each register ``[K, C]``, relative to its cell's mean, from position and log2 of the size."""
+        count, (frames, rows, columns) = len(assignment), grid
         if frames * rows * columns != count:  # newline tokens: one row, as `cells` takes it
             rows, columns = 1, count
-        index, sizes = torch.arange(count, device=owner.device), owner.bincount(minlength=keep)
+        index, sizes = torch.arange(count, device=assignment.device), assignment.bincount(minlength=keep)
         spots = torch.stack([(index % columns + 0.5) / columns, (index // columns % rows + 0.5) / rows], -1)
-        middle = spots.new_zeros(keep, 2).index_add(0, owner, spots) / sizes[:, None]
+        middle = spots.new_zeros(keep, 2).index_add(0, assignment, spots) / sizes[:, None]
         tables = torch.stack([self.place, self.size])
         where = (2 * middle - 1).to(tables.dtype).expand(2, 1, -1, -1)
         place, size = F.grid_sample(tables, where, padding_mode="border", align_corners=False)[:, :, 0]
@@ -126,25 +124,25 @@ class Falcon(Reducer):
         return delta
 
     def adapt(self, block: int, part: str, x: Tensor, y: Tensor) -> Tensor:
-        """What a part of the tower gives for registers.
+        """Output of a part of a block for registers, with the low-rank update added.
 
         Args:
-            block: Of the tower.
+            block: Index of the block.
             part: One of `PARTS`.
-            x: ``[T, K, C]``, what went into the part.
-            y: ``[T, K, C]``, what the frozen part gave.
+            x: ``[T, K, C]``, input of the part.
+            y: ``[T, K, C]``, output of the frozen part.
         """
         name = f"{block}_{part}"
         out: Tensor = self.updates[name](x, y) if name in self.updates else y
         return out
 
     def together(self, block: int, x: Tensor, tiles: list[int]) -> Tensor:
-        """ReAtten: adds what registers see in the other tiles of their image; one tile alone stays as it is.
+        """ReAtten: attention between the registers of all tiles of an image; a single tile is unchanged.
 
         Args:
-            block: Of the tower.
-            x: ``[T, K, C]``, what the block's self-attention gave for registers.
-            tiles: How many of the T tiles belong to each image.
+            block: Index of the block.
+            x: ``[T, K, C]``, output of the block's self-attention for registers.
+            tiles: Number of tiles of each image, T in all.
         """
         if str(block) not in self.between or max(tiles) == 1:
             return x
@@ -153,12 +151,12 @@ class Falcon(Reducer):
         return torch.cat(parts)
 
     def leave(self, x: Tensor, y: Tensor, pooled: Tensor) -> Tensor:
-        """The tokens.
+        """Output tokens ``[T, K, D]``.
 
         Args:
-            x: ``[T, K, C]`` registers behind the tower.
-            y: ``[T, K, D]``, what the frozen projector makes of them.
-            pooled: ``[T, K, D]``, the mean of what it makes of the patches of each cell.
+            x: ``[T, K, C]``, registers after the tower.
+            y: ``[T, K, D]``, registers after the frozen projector.
+            pooled: ``[T, K, D]``, mean of the projected patches of each cell.
         """
         made = pooled + self.mix.to(y.dtype) * (y - pooled)
         out: Tensor = made if self.say is None else self.say(x, made)
@@ -166,7 +164,7 @@ class Falcon(Reducer):
 
 
 class _Update(nn.Module):
-    """A low-rank map beside a frozen one, in units of what that one gives; nought at first."""
+    """Low-rank update of a frozen map, relative to the norm of its output; initialised to zero."""
 
     def __init__(self, inner: int, outer: int, rank: int, bent: bool) -> None:
         super().__init__()
@@ -175,13 +173,13 @@ class _Update(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        small = self.down(normal(x.to(self.down.weight.dtype)))
+        small = self.down(rms_normalize(x.to(self.down.weight.dtype)))
         more: Tensor = self.up(F.gelu(small) if self.bent else small)
         return y + _scale(y) * more.to(y.dtype)
 
 
 class _Between(nn.Module):
-    """Attention of low rank among all registers of an image, added to them; nought at first."""
+    """Low-rank attention between all registers of an image, with a residual; initialised to zero."""
 
     def __init__(self, width: int, rank: int, heads: int) -> None:
         super().__init__()
@@ -191,7 +189,7 @@ class _Between(nn.Module):
         nn.init.zeros_(self.leave.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        asked = self.ask(normal(x.to(self.ask.weight.dtype))).unflatten(-1, (3, self.heads, -1))
+        asked = self.ask(rms_normalize(x.to(self.ask.weight.dtype))).unflatten(-1, (3, self.heads, -1))
         q, k, v = asked.permute(2, 0, 3, 1, 4)
         read = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         more: Tensor = self.leave(read)
@@ -199,5 +197,5 @@ class _Between(nn.Module):
 
 
 def _scale(x: Tensor) -> Tensor:
-    """The size of each row ``[..., 1]``; no gradient, so that nothing grows by way of its unit."""
+    """RMS of each row ``[..., 1]``, without gradient."""
     return x.detach().square().mean(-1, keepdim=True).sqrt()

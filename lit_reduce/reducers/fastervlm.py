@@ -1,4 +1,4 @@
-"""FasterVLM: what the vision tower's CLS token looks at is what stays."""
+"""FasterVLM: keep the tokens with the most CLS attention."""
 
 from torch import Tensor
 
@@ -8,12 +8,12 @@ from lit_reduce.tokens import VisualTokens
 
 @register
 class FasterVLM(ScoringReducer):
-    """Scores a token by the CLS token's attention to it, mean over heads, in the layer that the features come from."""
+    """Scores a token by the attention of CLS, mean over heads, in the tower layer whose output the projector gets."""
 
     name = "fastervlm"
     signals = frozenset({"cls"})
     paper = "FasterVLM, arXiv 2412.01818"
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """The CLS row ``[B, N]``."""
+        """Attention row of CLS ``[B, N]``."""
         return tokens.signal("cls").float()

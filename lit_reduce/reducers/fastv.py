@@ -1,29 +1,29 @@
-"""FastV: what the last word of the prompt looks at in an early layer is what the later layers get."""
+"""FastV: prune in an early decoder layer by the attention of the prompt's last token."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lit_reduce.errors import UserError
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
 
 @dataclass
 class FastVConfig(ReducerConfig):
-    """Where FastV acts."""
+    """Layer at which FastV prunes."""
 
-    layer: float = field(
-        default=2,
-        metadata={"help": "drop before this decoder layer: a number (2), or a part of the depth below 1 (0.25)"},
+    layer: float = option(
+        2, "drop before this decoder layer: a number (2), or a part of the depth below 1 (0.25)", above=0
     )
 
 
 @register
 class FastV(ScoringReducer):
-    """Scores a token by the attention that the prompt's last token pays it in the layer before, mean over heads.
+    """Scores a token by the attention of the prompt's last token in the previous layer, mean over heads.
 
-    From its layer on ``keep`` tokens of each image stay, with their original positions; the layers before see all.
+    From its layer on ``keep`` tokens of each image remain, at their original positions; earlier layers process all.
 
     Source: FastV, arXiv 2403.06764 (K is ``layer``, 2 by default; N(1 - R) is ``keep``).
     """
@@ -36,7 +36,7 @@ class FastV(ScoringReducer):
 
     def __init__(self, config: FastVConfig | None = None) -> None:
         super().__init__(config)
-        if self.config.layer <= 0 or (self.config.layer >= 1 and self.config.layer != int(self.config.layer)):
+        if self.config.layer >= 1 and self.config.layer != int(self.config.layer):
             raise UserError(f"fastv: layer={self.config.layer}: give a layer from 1 on, or a part of the depth below 1")
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:  # noqa: ARG002
@@ -45,5 +45,5 @@ class FastV(ScoringReducer):
         return {int(layer) if layer >= 1 else max(1, round(layer * depth)): keep}
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """The attention row ``[B, N]``."""
+        """Attention row of the prompt's last token ``[B, N]``."""
         return tokens.signal("last").float()

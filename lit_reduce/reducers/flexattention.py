@@ -1,58 +1,55 @@
-"""FlexAttention: a pooled picture enters the language model; who speaks next may look closer at what it looks at."""
+"""FlexAttention: a pooled image enters the language model, and attention to selected full tokens is added later."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
+from lit_reduce.ops.attention import attend, join_softmax
 from lit_reduce.ops.mergers import nearest
-from lit_reduce.ops.recall import joined, read
 from lit_reduce.ops.regression import Map
-from lit_reduce.ops.similarity import gather_tokens, normal
+from lit_reduce.ops.similarity import gather_tokens, rms_normalize
+from lit_reduce.options import option
 from lit_reduce.recall import AttentionRecall, RecallReducer, layers_from
 from lit_reduce.reducer import ReducerConfig, create, find, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
-GAIN = 20.0  # of the gates: an optimiser's steps suit weights, and a gate has further to go
+GAIN = 20.0  # factor on the gate parameters, which must move further than weights at the same learning rate
 
 
 @dataclass
 class FlexAttentionConfig(ReducerConfig):
-    """What enters, who looks back, and at how much."""
+    """Reducer of the sequence, layers that recall, and selection of the recalled tokens."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the backbone's visual tokens; set when training"})
-    depth: int = field(default=0, metadata={"help": "layers of the language model; set when training"})
-    key_size: int = field(
-        default=0, metadata={"help": "width of a layer's keys over all groups of heads; 0: that of its tokens"}
+    hidden_size: int = option(0, "width of the backbone's visual tokens; set when training", min=0)
+    depth: int = option(0, "layers of the language model; set when training", min=0)
+    key_size: int = option(0, "width of a layer's keys over all groups of heads; 0: that of its tokens", min=0)
+    short: str = option("pool", "the training-free reducer that makes the short stream")
+    first: float = option(
+        0.28, "the first layer that looks back: a number (9), or a part of the depth below 1", above=0
     )
-    short: str = field(default="pool", metadata={"help": "the training-free reducer that makes the short stream"})
-    first: float = field(
-        default=0.28, metadata={"help": "the first layer that looks back: a number (9), or a part of the depth below 1"}
-    )
-    rank: int = field(default=32, metadata={"help": "width of the trunk that all keys and values go through"})
-    threshold: float = field(
-        default=48 / 255,
-        metadata={"help": "look at what gets more attention than this, from the least (0) to most (1)"},
-    )
-    share: float = field(default=0.0, metadata={"help": "above 0: look at exactly this share of the picture instead"})
+    rank: int = option(32, "width of the trunk that all keys and values go through", min=1)
+    threshold: float = option(0.188, "look at what gets more attention than this, from the least (0) to most (1)")
+    share: float = option(0.0, "above 0: look at exactly this share of the picture instead", min=0, max=1)
 
 
 @register
 class FlexAttention(RecallReducer):
-    """``keep`` tokens stand in the sequence; from a layer on, asking tokens attend to full tokens beside them too.
+    """``keep`` tokens are in the sequence; from a layer on, some queries also attend to selected full tokens.
 
-    Asking are the prompt's last token and each token of the answer. Their attention in the layer before, to the short
-    stream, mean over heads, says which full tokens they see: those of every cell above a threshold between the least
-    and the most attended (paper: 48/255; a cell of the short stream is what the paper's dilation to blocks makes, our
-    reading), or a fixed share. No gradient passes through this choice. Keys and values are maps of the full tokens
-    behind the projector, turned to the tokens' original positions; one softmax runs over both kinds of keys.
+    The queries are the prompt's last token and each generated token. Their attention to the ``keep`` tokens in the
+    previous layer, mean over heads, selects the full tokens they attend to: those of every cell above a threshold
+    between the least and the most attended (48/255 in the paper; a cell takes the place of the paper's dilation to
+    blocks, our reading), or a fixed share. The selection passes no gradient. Keys and values are maps of the projected
+    full tokens, rotated to the original positions; one softmax covers both sets of keys.
 
-    Source: FlexAttention, arXiv 2407.20228, where the bank has nine times the pixels and the whole model is trained.
-    Our reading, for a frozen model: the bank is what the model would have read without a reducer; the maps are of low
-    rank, with one trunk for all layers, and start as the closed-form regression on the model's own keys and values; a
-    gate in each layer, ``tanh``, starts at zero, so that the untrained reducer is its short stream, to the bit.
+    Source: FlexAttention, arXiv 2407.20228, where the full tokens are of an image with nine times the pixels and the
+    whole model is trained. Our readings, for a frozen model: the full tokens are those that the model would get without
+    a reducer; the maps are of low rank, share a trunk over all layers, and are initialised by closed-form regression on
+    the model's own keys and values; a gate in each layer, ``tanh``, is initialised to zero, so that the untrained
+    reducer equals the reducer in ``short`` to the bit.
     """
 
     name = "flexattention"
@@ -65,10 +62,8 @@ class FlexAttention(RecallReducer):
     def __init__(self, config: FlexAttentionConfig | None = None) -> None:
         super().__init__(config)
         c = self.config
-        if c.first <= 0 or (c.first >= 1 and c.first != int(c.first)):
+        if c.first >= 1 and c.first != int(c.first):
             raise UserError(f"flexattention: first={c.first}: give a layer from 1 on, or a part of the depth below 1")
-        if c.rank < 1 or not 0 <= c.share <= 1:
-            raise UserError(f"flexattention: rank={c.rank}, share={c.share}: a rank from 1 on, a share from 0 to 1")
         if find(c.short).trained or find(c.short).site != "projector":
             raise UserError(f"flexattention: short={c.short} must be training-free and act at the projector")
         self.short = create(c.short)
@@ -79,19 +74,19 @@ class FlexAttention(RecallReducer):
         self.gates = nn.Parameter(torch.zeros(count))
 
     def recalls(self, depth: int) -> range:
-        """From the first one on."""
+        """All layers from ``first`` on."""
         return layers_from(self.config.first, depth)
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """The short stream, and what the trunk makes of every token."""
+        """Reduction by the reducer ``short``, with the trunk's output for every token as memory."""
         short = self.short.reduce(tokens, keep)
-        owner = short.assignment
-        if owner is None:  # a choice: each other token goes with the chosen one that is most like it
-            owner = nearest(tokens.features, short.kept_indices)
-        return replace(short, memory=self.trunk(normal(tokens.features)), assignment=owner)
+        assignment = short.assignment
+        if assignment is None:  # a selection: assign every token to the most similar selected one
+            assignment = nearest(tokens.features, short.kept_indices)
+        return replace(short, memory=self.trunk(rms_normalize(tokens.features)), assignment=assignment)
 
     def choose(self, row: Tensor, real: Tensor) -> Tensor:
-        """Which tokens ``[B, R, N]`` each asking token sees; the attention ``row`` is that of their cells."""
+        """Mask of the tokens that each query attends to ``[B, R, N]``, from the attention ``row`` to their cells."""
         seen = real[:, None]
         if self.config.share > 0:
             count: Tensor = (self.config.share * real.sum(1)).ceil().long()
@@ -103,10 +98,10 @@ class FlexAttention(RecallReducer):
         return high & seen
 
     def recall(self, look: AttentionRecall) -> Tensor:
-        """Joint attention to the layer's own keys and the chosen ones."""
+        """Joint attention over the layer's own keys and the selected ones."""
         number = look.layer - self.recalls(self.config.depth).start
         chosen = self.choose(look.row, look.real)
-        # Only what some asking token sees is projected at all.
+        # Project only tokens that some query attends to.
         union = chosen.any(1)
         many = int(union.sum(1).max())
         if not many:
@@ -116,12 +111,12 @@ class FlexAttention(RecallReducer):
         keys = look.turn(keys, index)
         values = values.unflatten(-1, (keys.shape[1], -1)).transpose(1, 2)
         seen = chosen.gather(2, index[:, None].expand(-1, chosen.shape[1], -1))
-        more, mass = read(look.queries, keys, values, seen, look.scaling)
-        return joined(look.answer, look.mass, more, mass, torch.tanh(GAIN * self.gates[number]))
+        more, mass = attend(look.queries, keys, values, seen, look.scaling)
+        return join_softmax(look.answer, look.mass, more, mass, torch.tanh(GAIN * self.gates[number]))
 
     @torch.no_grad()
     def learn(self, maps: Map) -> None:
-        """Start from a regression of keys and values, layer after layer, on `normal` tokens."""
+        """Initialise from a regression of keys and values of all layers on RMS-normalised tokens."""
         self.trunk.weight.zero_()[: maps.down.shape[1]] = maps.down.T
         width = self.heads[0].out_features
         for head, up, bias in zip(self.heads, maps.up.split(width, 1), maps.bias.split(width), strict=True):

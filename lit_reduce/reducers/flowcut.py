@@ -1,11 +1,12 @@
 """FlowCut: fewer tokens every other block of the vision tower, by what flows from them to CLS."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from lit_reduce.ops.scorers import flow
-from lit_reduce.ops.similarity import exact
+from lit_reduce.ops.scorers import information_flow
+from lit_reduce.ops.similarity import to_float32
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
@@ -14,13 +15,13 @@ from lit_reduce.tokens import VisualTokens
 class FlowCutConfig(ReducerConfig):
     """Settings of `FlowCut`."""
 
-    pace: float = field(default=0.5, metadata={"help": "how fast tokens go, in (0, 1]; 1 drops most in early blocks"})
-    heads: int = field(default=1, metadata={"help": "attention heads that values fall in (CLIP-L has 16)"})
+    pace: float = option(0.5, "how fast tokens go, in (0, 1]; 1 drops most in early blocks", above=0, max=1)
+    heads: int = option(1, "attention heads that values fall in (CLIP-L has 16)", min=1)
 
 
 @register
 class FlowCut(ScoringReducer):
-    """Scores a token by ``(relevance + meaning) * size`` of what CLS reads from it, see `flow`.
+    """Scores a token by ``(relevance + meaning) * size`` of what CLS reads from it, see `information_flow`.
 
     With r blocks to go ``(n - K) / sqrt(r) * pace`` of n tokens leave, at the end all but K. The paper's pace follows
     the entropy of the attention, its official code takes the fastest of a batch; one number for all pictures is our
@@ -47,6 +48,6 @@ class FlowCut(ScoringReducer):
     def score(self, tokens: VisualTokens) -> Tensor:
         """``[B, N]``."""
         attention, values = tokens.signal("cls"), tokens.signal("values")
-        weight = exact(attention) / exact(attention).sum(-1, keepdim=True).clamp_min(1e-12)
-        reader = (weight[:, None] @ exact(values))[:, 0]
-        return flow(attention, values, reader, self.config.heads)
+        weight = to_float32(attention) / to_float32(attention).sum(-1, keepdim=True).clamp_min(1e-12)
+        reader = (weight[:, None] @ to_float32(values))[:, 0]
+        return information_flow(attention, values, reader, self.config.heads)

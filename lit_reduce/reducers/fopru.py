@@ -1,10 +1,11 @@
-"""FoPru: focal pruning by the attention that tokens receive in the tower."""
+"""FoPru: prune by the attention that tokens receive in the vision tower."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lit_reduce.ops.selectors import row_topk
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -13,14 +14,12 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class FoPruConfig(ReducerConfig):
     """Settings of `FoPru`."""
 
-    strategy: str = field(
-        default="rank", metadata={"help": "rank: the best tokens; row: the best rows", "choices": ("rank", "row")}
-    )
+    strategy: str = option("rank", "rank: the best tokens; row: the best rows", choices=("rank", "row"))
 
 
 @register
 class FoPru(ScoringReducer):
-    """Rank or row strategy on the received attention; what rows do with a broken last row is our reading."""
+    """Rank or row strategy on received attention; that the last row may be incomplete is our reading."""
 
     name = "fopru"
     signals = frozenset({"received"})
@@ -32,7 +31,7 @@ class FoPru(ScoringReducer):
         return tokens.signal("received").float()
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Rows need a count that the grid's columns divide; other inputs go by rank."""
+        """The row strategy needs a token count that the columns divide; other inputs use the rank strategy."""
         columns = tokens.grid[2]
         if self.config.strategy == "rank" or tokens.count % columns:
             return super().reduce(tokens, keep)

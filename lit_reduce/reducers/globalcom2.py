@@ -1,6 +1,6 @@
-"""GlobalCom2: the overview says how much of each crop stays, and helps to say what."""
+"""GlobalCom2: the overview of a tiled image allocates the budget of its crops and contributes to their scores."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from lit_reduce.ops.budgets import largest_remainder
 from lit_reduce.ops.modifiers import unit_length
-from lit_reduce.ops.selectors import places, share_topk
+from lit_reduce.ops.selectors import share_topk, true_indices
 from lit_reduce.ops.tiles import regions, tiling
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -18,21 +19,19 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class GlobalCom2Config(ReducerConfig):
     """Settings of `GlobalCom2`."""
 
-    temperature: float = field(default=10.0, metadata={"help": "divides a crop's importance before the softmax"})
-    overview: str = field(
-        default="first", metadata={"help": "which tile is the overview", "choices": ("first", "last")}
-    )
+    temperature: float = option(10.0, "divides a crop's importance before the softmax", above=0)
+    overview: str = option("first", "which tile is the overview", choices=("first", "last"))
 
 
 @register
 class GlobalCom2(ScoringReducer):
-    """The overview keeps the budget's ratio r, crop i ``r (1 + p_i - mean p)`` with p the softmax of its importance.
+    """The overview keeps the ratio r of the budget; crop i keeps ``r (1 + p_i - mean p)``, p a softmax of importance.
 
-    A crop's importance is the sum of the overview's scores in its place; a crop's tokens go by their own scores plus
-    the overview's, enlarged, each of unit length in the crop. Scores are CLS logits of the last tower layer; from the
-    signal, which holds probabilities averaged over heads, we take logarithms relative to uniform attention (our
-    reading). Shares are rounded so that exactly K stay. A picture in one piece is plain top-k. Newline tokens are the
-    last to stay; the official code keeps all of them, beside the budget.
+    The importance of a crop is the sum of the overview's scores in its region. The tokens of a crop are scored by their
+    own scores plus the upsampled scores of the overview, each normalised to unit length within the crop. Scores are CLS
+    logits of the last tower layer; the signal holds probabilities averaged over heads, so logarithms relative to
+    uniform attention are used (our reading). Shares are rounded so that exactly K tokens remain. An image without tiles
+    is plain top-k. Newline tokens are kept last; the official code keeps all of them, beside the budget.
     """
 
     name = "globalcom2"
@@ -41,12 +40,12 @@ class GlobalCom2(ScoringReducer):
     config_class = GlobalCom2Config
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """Logits ``[B, N]``, 0 for a token that gets the mean attention."""
+        """Logits ``[B, N]``, 0 for a token with mean attention."""
         attention = tokens.signal("cls@-1").float()
         return (attention / attention.mean(-1, keepdim=True).clamp_min(1e-12)).clamp_min(1e-6).log()
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Overview and crops each keep the best of their own."""
+        """Top-k within the overview and within each crop."""
         tiles = tiling(tokens.grid, tokens.count, self.config.overview)
         if tiles is None:
             return super().reduce(tokens, keep)
@@ -69,4 +68,4 @@ class GlobalCom2(ScoringReducer):
             members = (part == number + 1).nonzero()[:, 0]
             scores[:, members] = unit_length(logits[:, members]) + unit_length(large[:, place[members]])
         chosen = share_topk(scores, part, F.pad(F.pad(shares, (1, 0), value=full), (0, 1), value=keep - real))
-        return Reduction(places(chosen, keep), scores=scores)
+        return Reduction(true_indices(chosen, keep), scores=scores)

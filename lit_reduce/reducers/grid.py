@@ -1,4 +1,4 @@
-"""A uniform grid of tokens: looks everywhere and nowhere in particular."""
+"""Uniform grid selection, a baseline without any scoring."""
 
 from lit_reduce.ops.selectors import uniform_grid
 from lit_reduce.reducer import Reducer, register

@@ -1,15 +1,16 @@
-"""HiRED: one budget for all tiles, shared by what the overview attends to."""
+"""HiRED: distribute one budget over all tiles by the attention in the overview."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_reduce.ops.adaptive import ragged_places
+from lit_reduce.ops.adaptive import ragged_indices
 from lit_reduce.ops.budgets import largest_remainder
-from lit_reduce.ops.selectors import places, ranks, share_topk
+from lit_reduce.ops.selectors import ranks, share_topk, true_indices
 from lit_reduce.ops.tiles import Tiling, regions, tiling
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -18,25 +19,22 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class HiREDConfig(ReducerConfig):
     """Settings of `HiRED`."""
 
-    alpha: float = field(default=0.5, metadata={"help": "share of the budget for the overview"})
-    overview: str = field(
-        default="first", metadata={"help": "which tile is the overview", "choices": ("first", "last")}
-    )
-    parity: str = field(
-        default="paper",
-        metadata={
-            "help": "official cuts the overview into stripes instead of crops, and loses what rounding leaves over",
-            "choices": ("paper", "official"),
-        },
+    alpha: float = option(0.5, "share of the budget for the overview", min=0, max=1)
+    overview: str = option("first", "which tile is the overview", choices=("first", "last"))
+    parity: str = option(
+        "paper",
+        "official cuts the overview into stripes instead of crops, and loses what rounding leaves over",
+        choices=("paper", "official"),
     )
 
 
 @register
 class HiRED(ScoringReducer):
-    """Half the budget for the overview; the crops share the rest as they share its most attended tokens.
+    """Half of the budget goes to the overview; crops share the rest by the top overview tokens they contain.
 
-    Shares count the overview's top ``1 - alpha`` by the CLS attention of the first layer; tokens go by that of the
-    layer that the features come from. A picture in one piece is plain top-k. Newline tokens are the last to stay.
+    The shares count the top ``1 - alpha`` of the overview by the CLS attention of the first tower layer; tokens are
+    selected by that of the layer whose output the projector gets. An image without tiles is plain top-k. Newline tokens
+    are kept last.
     """
 
     name = "hired"
@@ -45,11 +43,11 @@ class HiRED(ScoringReducer):
     config_class = HiREDConfig
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """The CLS row of the deep layer ``[B, N]``."""
+        """CLS attention of the deep layer ``[B, N]``."""
         return tokens.signal("cls").float()
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """With ``parity="official"`` a few tokens fewer may stay: one or two less than there are crops."""
+        """With ``parity="official"`` rounding may lose a few tokens, fewer than there are crops."""
         tiles = tiling(tokens.grid, tokens.count, self.config.overview)
         if tiles is None:
             return super().reduce(tokens, keep)
@@ -60,12 +58,12 @@ class HiRED(ScoringReducer):
         shares = self.shares(tokens, tiles, real - full, caps)
         chosen = share_topk(scores, part, F.pad(F.pad(shares, (1, 0), value=full), (0, 1), value=keep - real))
         if self.config.parity == "official":
-            kept_indices, valid = ragged_places(chosen, keep)
+            kept_indices, valid = ragged_indices(chosen, keep)
             return Reduction(kept_indices, valid=valid, scores=scores)
-        return Reduction(places(chosen, keep), scores=scores)
+        return Reduction(true_indices(chosen, keep), scores=scores)
 
     def shares(self, tokens: VisualTokens, tiles: Tiling, total: int, caps: list[int]) -> Tensor:
-        """How many tokens each crop keeps ``[B, crops]``."""
+        """Number of tokens that each crop keeps ``[B, crops]``."""
         official, count = self.config.parity == "official", tiles.overview[0] * tiles.overview[1]
         first = tokens.signal("cls@0").float()[:, tiles.first : tiles.first + count]
         hot = ranks(first) < int(count * (1 - self.config.alpha))

@@ -1,4 +1,4 @@
-"""LOOK-M: once the prompt is read, the cache forgets the visual keys that its words looked at least."""
+"""LOOK-M: after prefill, evict visual keys that received little attention from the cache."""
 
 from torch import Tensor
 
@@ -8,11 +8,11 @@ from lit_reduce.tokens import VisualTokens
 
 @register
 class LookM(ScoringReducer):
-    """Scores a visual key by the attention that the prompt's words pay it, in each layer for itself.
+    """Scores a visual key by the attention of the prompt's text tokens, in each layer separately.
 
-    Text keys always stay, as in the paper's text-prior eviction. Our reading: the mean over heads, so that all heads of
-    a layer keep the same places; the mean over the prompt's words; and no merging of what goes into what stays. The
-    prompt itself is read with all tokens: this method saves memory and time at decode, not before.
+    Text keys always stay, as in the text-prior eviction of the paper. Our readings: the mean over heads, so that all
+    heads of a layer keep the same positions; the mean over text tokens; no merging of evicted entries. The prompt is
+    processed with all tokens: this method saves memory and time while decoding, not in prefill.
 
     Source: LOOK-M, arXiv 2406.18139.
     """
@@ -23,9 +23,9 @@ class LookM(ScoringReducer):
     paper = "LOOK-M, arXiv 2406.18139"
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:  # noqa: ARG002
-        """Every layer keeps as many."""
+        """The same count in every layer."""
         return dict.fromkeys(range(depth), keep)
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """Sum over the words ``[B, N]``; words before the image look at none of its tokens."""
+        """Attention summed over text tokens ``[B, N]``; text before the image attends to none of its tokens."""
         return tokens.signal("text_rows").float().sum(1)

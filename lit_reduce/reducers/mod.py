@@ -1,6 +1,6 @@
-"""p-MoD: mixture of depths. At each layer a router says which visual tokens it works on; the others pass it by."""
+"""p-MoD: mixture of depths, where a router in each layer selects the visual tokens that the layer processes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,51 +8,49 @@ from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.budgets import cosine_decay, even_shares
-from lit_reduce.ops.selectors import places, share_topk
-from lit_reduce.ops.similarity import normal
+from lit_reduce.ops.selectors import share_topk, true_indices
+from lit_reduce.ops.similarity import rms_normalize
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
 
 @dataclass
 class ModConfig(ReducerConfig):
-    """Size of the routers, and what they do to a layer."""
+    """Schedule and weighting of the routers."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the language model; set when training"})
-    depth: int = field(default=0, metadata={"help": "layers of the language model; set when training"})
-    schedule: str = field(
-        default="decay",
-        metadata={
-            "help": "decay: fewer tokens layer by layer (p-MoD); constant: as many at each; alternate: as many at "
-            "every other layer, all of them between (VideoLLM-MoD)",
-            "choices": ("decay", "constant", "alternate"),
-        },
+    hidden_size: int = option(0, "width of the language model; set when training", min=0)
+    depth: int = option(0, "layers of the language model; set when training", min=0)
+    schedule: str = option(
+        "decay",
+        "decay: fewer tokens layer by layer (p-MoD); constant: as many at each; alternate: as many at "
+        "every other layer, all of them between (VideoLLM-MoD)",
+        choices=("decay", "constant", "alternate"),
     )
-    weight: str = field(
-        default="tanh",
-        metadata={
-            "help": "what a router's logit x makes of a layer: tanh: 1 + alpha tanh(x); sigmoid: 2 sigmoid(x)",
-            "choices": ("tanh", "sigmoid"),
-        },
+    weight: str = option(
+        "tanh",
+        "what a router's logit x makes of a layer: tanh: 1 + alpha tanh(x); sigmoid: 2 sigmoid(x)",
+        choices=("tanh", "sigmoid"),
     )
-    alpha: float = field(default=0.05, metadata={"help": "reach of the tanh weight; p-MoD has 0.2"})
-    symmetric: bool = field(default=True, metadata={"help": "weigh the tokens that pass a layer by as well (p-MoD)"})
-    per_frame: bool = field(default=False, metadata={"help": "choose evenly in each frame of a video (VideoLLM-MoD)"})
+    alpha: float = option(0.05, "reach of the tanh weight; p-MoD has 0.2", min=0, below=1)
+    symmetric: bool = option(True, "weigh the tokens that pass a layer by as well (p-MoD)")
+    per_frame: bool = option(False, "choose evenly in each frame of a video (VideoLLM-MoD)")
 
 
 @register
 class Mod(ScoringReducer):
-    """One linear router a layer scores the layer's visual tokens ``[B, N]``; the best go through it, all come out.
+    """A linear router per layer scores its visual tokens ``[B, N]``; the best enter the layer, the others skip it.
 
-    ``keep`` is the mean number of visual tokens over the layers; `cosine_decay` spreads it. Routers start at zero, so
-    that a weight of 1 leaves the model's layers as they are, and see a state divided by its root mean square, because
-    states grow with depth (our reading). Tokens, text and image, keep their positions, and a layer's cache holds those
-    that it worked on. A router sees an image before its question, if that is the order of the prompt.
+    ``keep`` is the mean number of visual tokens over the layers, distributed by `cosine_decay`. Routers are initialised
+    to zero, which gives a weight of 1 and leaves the layers unchanged; they read RMS-normalised states, because states
+    grow with depth (our reading). All tokens keep their positions, and the cache of a layer holds those that it
+    processed. If the image comes before the question in the prompt, the router cannot read the question.
 
-    The weight w of a token that stays scales what the whole layer adds to it, ``h + w (layer(h) - h)``, as in
-    VideoLLM-MoD; in p-MoD it scales the MLP's part of it alone, which no two families put together alike. Tokens that
-    pass by become ``w h``, as in p-MoD. On a frozen model the paper's 0.2 would grow or shrink a token that passes many
-    layers several fold, therefore the smaller ``alpha``; and ``sigmoid`` is doubled, to start at 1 (our reading).
+    The weight w of a processed token scales the output that the whole layer adds, ``h + w (layer(h) - h)``, as in
+    VideoLLM-MoD; p-MoD scales the output of the MLP alone, which model families combine in different ways. Tokens that
+    skip the layer become ``w h``, as in p-MoD. On a frozen model the paper's alpha of 0.2 would scale a token that
+    skips many layers several fold, therefore ``alpha`` is smaller; the ``sigmoid`` is doubled so that it starts at 1
+    (our readings).
 
     Source: p-MoD, arXiv 2412.04449.
     """
@@ -67,16 +65,15 @@ class Mod(ScoringReducer):
 
     def __init__(self, config: ModConfig | None = None) -> None:
         super().__init__(config)
-        if not 0 <= self.config.alpha < 1:
-            raise UserError(f"{self.name}: alpha={self.config.alpha}: give 0 to less than 1")
         self.routers = nn.Parameter(torch.zeros(self.config.depth, self.config.hidden_size))
         self.bias = nn.Parameter(torch.zeros(self.config.depth))
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
-        """Tokens of every layer, ``keep * depth`` in all.
+        """Token count of every layer, ``keep * depth`` in all.
 
         Raises:
-            UserError: another number of layers than routers, or a budget that layers without a router exceed alone.
+            UserError: The decoder has another depth than the routers, or the layers without a router alone exceed the
+                budget.
         """
         if depth != self.config.depth:
             raise UserError(
@@ -92,14 +89,14 @@ class Mod(ScoringReducer):
         return dict(zip(routed, even_shares(left, len(routed)), strict=True))
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """The layer's logits ``[B, N]``."""
+        """Logits of the layer's router ``[B, N]``."""
         if not 0 <= tokens.layer < self.config.depth:
             raise UserError(f"{self.name}: no router for layer {tokens.layer}, only for 0 to {self.config.depth - 1}")
-        x = normal(tokens.features)
+        x = rms_normalize(tokens.features)
         return x @ self.routers[tokens.layer] + self.bias[tokens.layer]
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """The best ``keep`` of the picture, or of its frames together."""
+        """Select the best ``keep`` tokens of the image, or equally many in each frame."""
         logits = self.score(tokens)
         reach = self.config.alpha
         weight = 1 + reach * logits.tanh() if self.config.weight == "tanh" else 2 * logits.sigmoid()
@@ -109,17 +106,17 @@ class Mod(ScoringReducer):
         stays = share_topk(logits, part, counts)
         if not self.config.symmetric:
             weight = torch.where(stays, weight, 1)
-        return Reduction(places(stays, keep), scores=logits, weight=weight)
+        return Reduction(true_indices(stays, keep), scores=logits, weight=weight)
 
 
 def _instead(name: str, default: Any) -> Any:
     """The field of `ModConfig` with another default."""
-    return field(default=default, metadata=ModConfig.__dataclass_fields__[name].metadata)
+    return option(default, **ModConfig.__dataclass_fields__[name].metadata)
 
 
 @dataclass
 class VideoLLMModConfig(ModConfig):
-    """`ModConfig` as VideoLLM-MoD has it."""
+    """`ModConfig` with the settings of VideoLLM-MoD."""
 
     schedule: str = _instead("schedule", "alternate")
     weight: str = _instead("weight", "sigmoid")
@@ -129,10 +126,10 @@ class VideoLLMModConfig(ModConfig):
 
 @register
 class VideoLLMMod(Mod):
-    """`Mod` with other settings: every second layer works on a constant share of each frame of a video.
+    """`Mod` in every second layer, with a constant ratio of each video frame.
 
-    The layers between see all tokens, so ``keep`` is more than half of them: 60 % is the paper's fifth at the routed
-    ones. Which layers these are, and how the weight follows from the logit, is our reading.
+    The other layers process all tokens, so ``keep`` must exceed half of them: 60 % corresponds to the paper's 20 % in
+    the layers with a router. The choice of these layers and the map from logit to weight are our reading.
 
     Source: VideoLLM-MoD, arXiv 2408.16730.
     """

@@ -1,13 +1,14 @@
 """MustDrop: even windows of the picture merge early, and words of the prompt drop tokens later."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lit_reduce.ops.budgets import falling
-from lit_reduce.ops.mergers import agreement, assignment, merge_mean, windows
-from lit_reduce.ops.selectors import places, ranks
+from lit_reduce.ops.budgets import geometric_schedule
+from lit_reduce.ops.mergers import mean_pairwise_cosine, merge_mean, to_assignment, windows
+from lit_reduce.ops.selectors import ranks, true_indices
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -16,7 +17,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class MustDropConfig(ReducerConfig):
     """Settings of `MustDrop`."""
 
-    window: int = field(default=3, metadata={"help": "tokens on a side of a window"})
+    window: int = option(3, "tokens on a side of a window", min=1)
 
 
 @register
@@ -45,21 +46,23 @@ class MustDrop(Reducer):
         x, attention, count = tokens.features, tokens.signal("cls").float(), tokens.count
         here = torch.arange(count, device=x.device).expand(len(x), -1)
         frames, rows, columns = tokens.grid
-        owner = windows(tokens.grid, self.config.window).to(x.device)
-        if frames * rows * columns != count or owner.amax() < 0:
-            owner = here[0].new_full((count,), -1)
-        number = int(owner.amax()) + 1
+        assignment = windows(tokens.grid, self.config.window).to(x.device)
+        if frames * rows * columns != count or assignment.amax() < 0:
+            assignment = here[0].new_full((count,), -1)
+        number = int(assignment.amax()) + 1
         area = self.config.window**2
-        taker = here
+        target = here
         if number:
-            last = here.new_zeros(number).scatter_reduce(0, owner.clamp_min(0), here[0] * (owner >= 0), "amax")
-            merged = ranks(agreement(x, owner, number)) < min(number, (count - keep) // (area - 1))
-            inside = (owner >= 0) & merged[:, owner.clamp_min(0)]
-            taker = torch.where(inside, last[owner.clamp_min(0)], here)
-        weight = torch.zeros_like(attention).scatter_add(1, taker, attention)
-        stays = ranks(weight.masked_fill(taker != here, -torch.inf)) < keep
-        kept_indices = places(stays, keep)
-        taken = assignment(kept_indices, taker)
+            last = here.new_zeros(number).scatter_reduce(
+                0, assignment.clamp_min(0), here[0] * (assignment >= 0), "amax"
+            )
+            merged = ranks(mean_pairwise_cosine(x, assignment, number)) < min(number, (count - keep) // (area - 1))
+            inside = (assignment >= 0) & merged[:, assignment.clamp_min(0)]
+            target = torch.where(inside, last[assignment.clamp_min(0)], here)
+        weight = torch.zeros_like(attention).scatter_add(1, target, attention)
+        stays = ranks(weight.masked_fill(target != here, -torch.inf)) < keep
+        kept_indices = true_indices(stays, keep)
+        taken = to_assignment(kept_indices, target)
         return Reduction(kept_indices, features=merge_mean(x, taken, keep)[0], scores=attention, assignment=taken)
 
 
@@ -67,9 +70,9 @@ class MustDrop(Reducer):
 class MustDropPrefillConfig(ReducerConfig):
     """Settings of `MustDropPrefill`."""
 
-    layers: str = field(default="0.0625,0.1875,0.46875", metadata={"help": "where, as shares of the depth (2, 6, 15)"})
-    mean_threshold: float = field(default=0.001, metadata={"help": "least share of all attention that the words pay"})
-    max_threshold: float = field(default=0.001, metadata={"help": "least attention that one word pays"})
+    layers: str = option("0.0625,0.1875,0.46875", "where, as shares of the depth (2, 6, 15)")
+    mean_threshold: float = option(0.001, "least share of all attention that the words pay")
+    max_threshold: float = option(0.001, "least attention that one word pays")
 
 
 @register
@@ -88,7 +91,7 @@ class MustDropPrefill(ScoringReducer):
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
         """Three stages."""
-        return falling([float(share) for share in self.config.layers.split(",")], depth, tokens, keep)
+        return geometric_schedule([float(share) for share in self.config.layers.split(",")], depth, tokens, keep)
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """How many times its threshold the better of the two is ``[B, N]``."""

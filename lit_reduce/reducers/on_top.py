@@ -1,8 +1,9 @@
-"""Modifiers that go on top of any reducer: what they share."""
+"""Base class of modifiers, which wrap any other reducer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, create
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -11,16 +12,14 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class OnTopConfig(ReducerConfig):
     """Settings of every modifier."""
 
-    on: str = field(
-        default="fastervlm", metadata={"help": "the reducer beneath; modifiers before it, joined by +: centre+divprune"}
-    )
-    options: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of the reducer beneath"})
+    on: str = option("fastervlm", "the reducer beneath; modifiers before it, joined by +: centre+divprune")
+    options: dict[str, Any] = option({}, "settings of the reducer beneath")
 
 
 class OnTop(Reducer):
-    """A reducer that hands changed tokens to another, or changes what that one returns.
+    """A reducer that changes the input or the output of an inner reducer.
 
-    Kind, site, layers and signals are those of the reducer beneath; a subclass may ask for more.
+    Kind, site, stages and signals are those of the inner reducer; a subclass may add signals.
     """
 
     signals = frozenset({"cls"})  # what the default beneath needs
@@ -34,10 +33,10 @@ class OnTop(Reducer):
         self.signals = self.inner.signals
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
-        """Those of the reducer beneath."""
+        """Those of the inner reducer."""
         return self.inner.stages(depth, tokens, keep)
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """The reducer beneath, unchanged."""
+        """Call the inner reducer."""
         reduction: Reduction = self.inner(tokens, keep)
         return reduction

@@ -1,4 +1,4 @@
-"""The overview of a picture in tiles, and nothing of its crops."""
+"""Pool the overview of a tiled image and drop its crops; a baseline."""
 
 import torch
 from torch import Tensor
@@ -11,10 +11,9 @@ from lit_reduce.tokens import Reduction, VisualTokens
 
 @register
 class Overview(Reducer):
-    """``keep`` even cells of the overview; a token of a crop goes with the cell that shows its place.
+    """Average pooling of the overview to ``keep`` cells; a token of a crop is assigned to the cell at its place.
 
-    Where there is no overview, or more is to be kept than it has, the whole picture is cut into cells, as ``pool``
-    does. A control for pictures in tiles: what the model sees without its crops.
+    Without an overview, or if ``keep`` exceeds its size, the whole image is pooled, as by ``pool``.
     """
 
     name = "overview"
@@ -25,18 +24,18 @@ class Overview(Reducer):
         """The same cells for every image."""
         batch, tiles = len(tokens.features), tiling(tokens.grid, tokens.count)
         if tiles is None or keep > tiles.overview[0] * tiles.overview[1]:
-            pooled, kept_indices, owner = average_pool(tokens.features, tokens.grid, keep)
+            pooled, kept_indices, assignment = average_pool(tokens.features, tokens.grid, keep)
         else:
             own = slice(tiles.first, tiles.first + tiles.overview[0] * tiles.overview[1])
             pooled, kept_indices, cell = average_pool(tokens.features[:, own], (1, *tiles.overview), keep)
-            kept_indices, owner = kept_indices + tiles.first, torch.full((tokens.count,), -1, device=cell.device)
-            owner[own] = cell
-            owner[tiles.place >= 0] = cell[shown(tiles).to(cell.device)]
-        return Reduction(kept_indices.expand(batch, -1), features=pooled, assignment=owner.expand(batch, -1))
+            kept_indices, assignment = kept_indices + tiles.first, torch.full((tokens.count,), -1, device=cell.device)
+            assignment[own] = cell
+            assignment[tiles.place >= 0] = cell[shown(tiles).to(cell.device)]
+        return Reduction(kept_indices.expand(batch, -1), features=pooled, assignment=assignment.expand(batch, -1))
 
 
 def shown(tiles: Tiling) -> Tensor:
-    """For each token of the crops, in their order, the overview's token that shows its place."""
+    """For each token of the crops, in order, the index of the overview token at its place."""
     place = tiles.place[tiles.place >= 0]
     row, column = place // tiles.whole[1], place % tiles.whole[1]
     return row * tiles.overview[0] // tiles.whole[0] * tiles.overview[1] + column * tiles.overview[1] // tiles.whole[1]

@@ -1,6 +1,6 @@
-"""TokenPacker: the points of a coarse grid, each of which reads the region of the picture that it stands for."""
+"""TokenPacker: pooled tokens that cross-attend to the region they were pooled from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,40 +9,41 @@ from torch import Tensor, nn
 from lit_reduce.errors import UserError
 from lit_reduce.ops.cells import members
 from lit_reduce.ops.mergers import average_pool
-from lit_reduce.ops.similarity import normal
+from lit_reduce.ops.similarity import rms_normalize
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
 
 @dataclass
 class PackerConfig(ReducerConfig):
-    """Size of the packer, and what it reads."""
+    """Size of the attention, and further inputs."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the backbone's visual tokens; set when training"})
-    vision_hidden_size: int = field(default=0, metadata={"help": "width of the vision tower; set when training"})
-    width: int = field(default=128, metadata={"help": "width of the attention from points to regions"})
-    heads: int = field(default=4, metadata={"help": "attention heads"})
-    levels: list[float] = field(
-        default_factory=list,
-        metadata={"help": "layers of the vision tower that points read too: 3, -2, or 0.5 for a share of the depth"},
+    hidden_size: int = option(0, "width of the backbone's visual tokens; set when training", min=0)
+    vision_hidden_size: int = option(0, "width of the vision tower; set when training", min=0)
+    width: int = option(128, "width of the attention from points to regions", min=1)
+    heads: int = option(4, "attention heads", min=1)
+    levels: list[float] = option(
+        [], "layers of the vision tower that points read too: 3, -2, or 0.5 for a share of the depth"
     )
-    text: bool = field(default=False, metadata={"help": "let the prompt take part in what points look for (QueCC)"})
+    text: bool = option(False, "let the prompt take part in what points look for (QueCC)")
 
 
 @register
 class Packer(Reducer):
-    """K even cells of any grid; each cell's mean, the point, attends to the cell's tokens and adds what it reads.
+    """Average pooling to K cells, where each pooled token attends to the tokens of its cell and adds the result.
 
-    Queries are maps of the points, keys and values two-layer maps of the tokens, with a norm behind each; a query meets
-    the keys of its own region alone. Regions may be of unequal size, and no weight depends on K, so that one set of
-    weights serves every budget. The last map starts at zero: an untrained packer is average pooling, to the bit.
+    Queries are linear maps of the pooled tokens, keys and values two-layer maps of the tokens, each followed by a norm.
+    A query attends to the keys of its own cell only. Cells may differ in size and no weight depends on K, so one set of
+    weights serves every budget. The last map is initialised to zero: an untrained packer is average pooling, to the
+    bit.
 
-    Source: TokenPacker, arXiv 2407.02392, which replaces the projector. Our reading, for a frozen projector: points
-    and tokens come from behind it (``levels`` adds the paper's layers of the tower), what a point reads is added to the
-    pooled token, in units of that token's size, and attention has no maps beside those of queries, keys and values.
+    Source: TokenPacker, arXiv 2407.02392, which replaces the projector. Our readings, for a frozen projector: the
+    inputs are projected tokens (``levels`` adds the paper's layers of the tower); the attention output is added to the
+    pooled token, relative to its norm; and the attention has no maps beside those of queries, keys and values.
 
-    With ``text`` the mean of the prompt's embeddings is added to each query (QueCC, arXiv 2411.03312, where it is the
-    language model's last state of the prompt and a learned convolution makes the points: our reading).
+    With ``text`` the mean prompt embedding is added to each query (QueCC, arXiv 2411.03312, which uses the last hidden
+    state of the prompt and a learned convolution instead of pooling: our reading).
     """
 
     name = "packer"
@@ -56,10 +57,8 @@ class Packer(Reducer):
     def __init__(self, config: PackerConfig | None = None) -> None:
         super().__init__(config)
         size, width, levels = self.config.hidden_size, self.config.width, self.config.levels
-        if min(width, self.config.heads) < 1 or width % self.config.heads:
+        if width % self.config.heads:
             raise UserError(f"packer: width={width} must be a multiple of heads={self.config.heads}")
-        if not isinstance(levels, list) or not all(type(layer) in (int, float) for layer in levels):
-            raise UserError(f"packer: levels={levels} must be a list of layers, such as [0.5, -1]")
         self.levels = [f"encoder@{layer}" for layer in levels]
         self.signals = frozenset([*self.levels, *(["text"] if self.config.text else [])])
         seen = size + len(levels) * self.config.vision_hidden_size
@@ -71,20 +70,22 @@ class Packer(Reducer):
         self.leave = nn.Sequential(nn.Linear(width, width), nn.GELU(), last)
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """New tokens at the centres of their regions."""
+        """New tokens at the centres of their cells."""
         x = tokens.features
-        pooled, kept_indices, owner = average_pool(x, tokens.grid, keep)
-        query = self.point(normal(pooled))
+        pooled, kept_indices, assignment = average_pool(x, tokens.grid, keep)
+        query = self.point(rms_normalize(pooled))
         if self.ask is not None:
             query = query + self.ask(_prompt(tokens))[:, None]
-        seen = torch.cat([normal(x), *(normal(level(tokens, name, self)) for name in self.levels)], -1)
-        read = self._attend(self.normal(query), self.key(seen), self.value(seen), *members(owner, keep))
+        seen = torch.cat(
+            [rms_normalize(x), *(rms_normalize(tower_features(tokens, name, self)) for name in self.levels)], -1
+        )
+        read = self._attend(self.normal(query), self.key(seen), self.value(seen), *members(assignment, keep))
         scale = pooled.square().mean(-1, keepdim=True).sqrt()
         made = pooled + scale * self.leave(read)
-        return Reduction(kept_indices.expand(len(x), -1), features=made, assignment=owner.expand(len(x), -1))
+        return Reduction(kept_indices.expand(len(x), -1), features=made, assignment=assignment.expand(len(x), -1))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, inside: Tensor, real: Tensor) -> Tensor:
-        """What each point ``[B, K, W]`` reads of the tokens ``[B, N, W]`` that ``inside`` ``[K, M]`` names."""
+        """Attend from each query ``[B, K, W]`` to the tokens ``[B, N, W]`` at ``inside`` ``[K, M]``."""
         batch, points, width = query.shape
         heads = self.config.heads
         q = query.view(batch * points, heads, 1, -1)
@@ -95,11 +96,11 @@ class Packer(Reducer):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).view(batch, points, width)
 
 
-def level(tokens: VisualTokens, name: str, reducer: Reducer) -> Tensor:
-    """Features of one layer of the tower ``[B, N, Dv]``, of the width that the reducer was made for.
+def tower_features(tokens: VisualTokens, name: str, reducer: Reducer) -> Tensor:
+    """Features of one layer of the vision tower ``[B, N, Dv]``, checked to have the expected width.
 
     Raises:
-        UserError: the tower has another width.
+        UserError: The tower has another width.
     """
     x, width = tokens.signal(name), reducer.config.vision_hidden_size
     if x.shape[-1] != width:
@@ -117,6 +118,6 @@ def _branch(size: int, width: int) -> nn.Sequential:
 
 
 def _prompt(tokens: VisualTokens) -> Tensor:
-    """The mean ``[B, D]`` of the prompt's real tokens."""
+    """Mean ``[B, D]`` of the prompt's real tokens."""
     text, real = tokens.signal("text"), tokens.signal("text_mask")[..., None]
-    return normal(text).masked_fill(~real, 0).sum(1) / real.sum(1).clamp_min(1)
+    return rms_normalize(text).masked_fill(~real, 0).sum(1) / real.sum(1).clamp_min(1)

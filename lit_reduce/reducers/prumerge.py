@@ -1,15 +1,16 @@
 """LLaVA-PruMerge and PruMerge+: outliers of attention stay, and take in what resembles them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lit_reduce.ops.adaptive import outlier_count, ragged_places
+from lit_reduce.ops.adaptive import outlier_count, ragged_indices
 from lit_reduce.ops.mergers import merge_attention
-from lit_reduce.ops.scorers import single_head
-from lit_reduce.ops.selectors import places, ranks
-from lit_reduce.ops.similarity import exact
+from lit_reduce.ops.scorers import single_head_attention
+from lit_reduce.ops.selectors import ranks, true_indices
+from lit_reduce.ops.similarity import to_float32
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -18,10 +19,8 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class PruMergeConfig(ReducerConfig):
     """Settings of `PruMerge` and `PruMergePlus`."""
 
-    neighbours: int = field(default=32, metadata={"help": "tokens that each kept one takes in"})
-    adaptive: bool = field(
-        default=False, metadata={"help": "let the picture say how many stay, at most the budget: the paper's rule"}
-    )
+    neighbours: int = option(32, "tokens that each kept one takes in", min=0)
+    adaptive: bool = option(False, "let the picture say how many stay, at most the budget: the paper's rule")
 
 
 @register
@@ -43,12 +42,12 @@ class PruMerge(Reducer):
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """With ``adaptive`` fewer than K may be valid."""
         x, keys = tokens.features, tokens.signal("keys@-1")
-        attention = single_head(tokens.signal("cls_query@-1"), keys)
+        attention = single_head_attention(tokens.signal("cls_query@-1"), keys)
         chosen = self.choose(attention, keep - 1) if keep > 1 else torch.zeros_like(attention, dtype=torch.bool)
         extra = attention.masked_fill(chosen, -torch.inf).argmax(-1, keepdim=True)
-        kept_indices, valid = ragged_places(chosen.scatter(1, extra, True), keep)
+        kept_indices, valid = ragged_indices(chosen.scatter(1, extra, True), keep)
         made = merge_attention(x, keys, attention, kept_indices, self.config.neighbours)
-        summary = ((attention * ~chosen)[:, None] @ exact(x)).to(x.dtype)
+        summary = ((attention * ~chosen)[:, None] @ to_float32(x)).to(x.dtype)
         made = torch.where((kept_indices == extra)[..., None] & valid[..., None], summary, made)
         return Reduction(kept_indices, features=made, valid=valid if self.config.adaptive else None, scores=attention)
 
@@ -81,6 +80,6 @@ class PruMergePlus(PruMerge):
             return ranks(attention + top + wanted) < wanted.sum(-1, keepdim=True).clamp_max(k)
         few = round((k + 1) / 4)
         chosen = ranks(attention) < few
-        rest = places(~chosen, count - few)
+        rest = true_indices(~chosen, count - few)
         spread = (2 * torch.arange(k - few, device=rest.device) + 1) * rest.shape[1] // (2 * max(1, k - few))
         return chosen.scatter(1, rest[:, spread], True)

@@ -1,29 +1,29 @@
-"""PyramidDrop: fewer visual tokens stage by stage, because deeper layers need fewer."""
+"""PyramidDrop: drop visual tokens stage by stage, as deeper layers need fewer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from lit_reduce.errors import UserError
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
 
 @dataclass
 class PyramidDropConfig(ReducerConfig):
-    """The pyramid's steps."""
+    """Number of stages."""
 
-    steps: int = field(default=3, metadata={"help": "how often tokens are dropped, at even distances over the depth"})
+    steps: int = option(3, "how often tokens are dropped, at even distances over the depth", min=1)
 
 
 @register
 class PyramidDrop(ScoringReducer):
-    """Scores a token by the attention that the prompt's last token pays it, mean over heads, anew at each step.
+    """Scores a token by the attention of the prompt's last token, mean over heads, recomputed at each stage.
 
-    With S steps the decoder has S + 1 even parts; each step keeps the same share, so that ``keep`` tokens are left for
-    the last part. For an eighth of the tokens and three steps these are the paper's halves before layers 8, 16 and 24
-    of 32. The paper ranks with queries and keys of the layer that follows; ours reads the attention of the layer
-    before, which is computed anyway (our reading). Positions stay original, where the paper counts anew.
+    With S steps the decoder is divided into S + 1 equal parts; each step keeps the same ratio, and ``keep`` tokens
+    remain in the last part. For an eighth of the tokens and three steps this is the paper: halving before layers 8, 16
+    and 24 of 32. The paper scores with queries and keys of the next layer; this implementation reads the attention of
+    the previous layer, which is computed anyway (our reading). Positions stay original, where the paper renumbers.
 
     Source: PyramidDrop, arXiv 2410.17247.
     """
@@ -36,16 +36,14 @@ class PyramidDrop(ScoringReducer):
 
     def __init__(self, config: PyramidDropConfig | None = None) -> None:
         super().__init__(config)
-        if self.config.steps < 1:
-            raise UserError(f"pyramiddrop: steps={self.config.steps}: give 1 or more")
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
-        """``steps`` stages; a decoder with fewer layers than parts takes as many as fit."""
+        """``steps`` stages; fewer if the decoder has too few layers."""
         steps = min(self.config.steps, depth - 1)
         share = keep / tokens
         counts = [max(keep, round(tokens * share ** (step / steps))) for step in range(1, steps + 1)]
         return {max(1, round(depth * step / (steps + 1))): counts[step - 1] for step in range(1, steps + 1)}
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """The attention row ``[B, N]``."""
+        """Attention row of the prompt's last token ``[B, N]``."""
         return tokens.signal("last").float()

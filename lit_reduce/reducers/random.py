@@ -1,10 +1,11 @@
-"""Random tokens: the floor that every method must beat."""
+"""Random selection, a baseline."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
@@ -13,14 +14,15 @@ from lit_reduce.tokens import VisualTokens
 class RandomConfig(ReducerConfig):
     """Settings of `RandomReducer`."""
 
-    seed: int = field(default=0, metadata={"help": "which random choice"})
+    seed: int = option(0, "which random choice")
 
 
 @register
 class RandomReducer(ScoringReducer):
-    """Keeps a random set of places, the same for every image of N tokens; a smaller budget keeps a part of it.
+    """Keeps a random set of positions, the same for every image of N tokens; sets of smaller budgets are subsets.
 
-    It depends on the seed and N only. So neither batch mates nor call order matter; take several seeds for the spread.
+    The set depends on the seed and N only, not on the batch or the order of calls; use several seeds to measure the
+    variance.
     """
 
     name = "random"

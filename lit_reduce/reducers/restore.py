@@ -1,13 +1,14 @@
-"""RESTORE: what is not selected is merged at distinctive places, and its weight in attention comes back."""
+"""RESTORE: merge the tokens that another reducer does not select, and record the sizes of merged tokens."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from lit_reduce.ops.clusters import distinctive
-from lit_reduce.ops.mergers import assignment, merge_mean
-from lit_reduce.ops.selectors import places
+from lit_reduce.ops.clusters import distinctive_tokens
+from lit_reduce.ops.mergers import merge_mean, to_assignment
+from lit_reduce.ops.selectors import true_indices
 from lit_reduce.ops.similarity import gather_tokens
+from lit_reduce.options import option
 from lit_reduce.reducer import register
 from lit_reduce.reducers.on_top import OnTop, OnTopConfig
 from lit_reduce.tokens import Reduction, VisualTokens
@@ -17,15 +18,16 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class RestoreConfig(OnTopConfig):
     """Settings of `Restore`."""
 
-    gamma: float = field(default=0.5, metadata={"help": "share of the budget that the reducer beneath selects"})
+    gamma: float = option(0.5, "share of the budget that the reducer beneath selects", min=0, max=1)
 
 
 @register
 class Restore(OnTop):
-    """Half the tokens are the selection beneath; the others are means of all that it left, around distinctive anchors.
+    """A share of the tokens is selected by the inner reducer; the others are means of the remaining tokens.
 
-    Tokens keep their original positions, and `Reduction.size` says how many each stands for: the log of it, added to
-    attention, is the paper's calibration. New tokens of the reducer beneath are not used, its choice is.
+    The means are taken around distinctive tokens, see `distinctive_tokens`. Tokens keep their original positions.
+    `Reduction.size` holds the number of tokens that each one represents; its logarithm, added to the attention logits,
+    is the calibration of the paper. Of the inner reducer only the selection is used, not its features.
     """
 
     name = "restore"
@@ -38,7 +40,7 @@ class Restore(OnTop):
         self.kind = "resample"
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Exactly K; where the reducer beneath selects fewer than asked, more is merged."""
+        """Exactly K tokens; if the inner reducer selects fewer than requested, more are merged."""
         x, count = tokens.features, tokens.count
         wanted = int(keep * self.config.gamma)
         kept = torch.zeros_like(x[..., 0], dtype=torch.bool)
@@ -46,10 +48,10 @@ class Restore(OnTop):
         if below is not None:
             valid = torch.ones_like(below.kept_indices) if below.valid is None else below.valid.long()
             kept = torch.zeros_like(kept, dtype=torch.long).scatter_add(1, below.kept_indices, valid) > 0
-        peaks, owner = distinctive(x, ~kept, keep - kept.sum(-1))
+        peaks, assignment = distinctive_tokens(x, ~kept, keep - kept.sum(-1))
         here = torch.arange(count, device=x.device)
-        kept_indices = places(kept | peaks, keep)
-        taken = assignment(kept_indices, torch.where(kept, here, owner))
+        kept_indices = true_indices(kept | peaks, keep)
+        taken = to_assignment(kept_indices, torch.where(kept, here, assignment))
         made, size = merge_mean(x, taken, keep)
         made = torch.where(kept.gather(1, kept_indices)[..., None], gather_tokens(x, kept_indices), made)
         return Reduction(

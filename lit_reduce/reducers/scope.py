@@ -1,9 +1,10 @@
 """SCOPE: cover all of the picture, salient parts first."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lit_reduce.ops.greedy import coverage
 from lit_reduce.ops.similarity import cosine
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -12,10 +13,8 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class ScopeConfig(ReducerConfig):
     """Settings of `Scope`."""
 
-    alpha: float = field(default=1.0, metadata={"help": "power of the saliency"})
-    mode: str = field(
-        default="times", metadata={"help": "how saliency joins the coverage gain", "choices": ("times", "plus")}
-    )
+    alpha: float = option(1.0, "power of the saliency")
+    mode: str = option("times", "how saliency joins the coverage gain", choices=("times", "plus"))
 
 
 @register

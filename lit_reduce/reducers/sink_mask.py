@@ -1,32 +1,31 @@
-"""VAR's attention sinks, kept out of what attention decides."""
+"""Masks attention sinks, as VAR defines them, from the attention that a reducer reads."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from lit_reduce.ops.modifiers import sinks
+from lit_reduce.options import option
 from lit_reduce.reducer import register
 from lit_reduce.reducers.on_top import OnTop, OnTopConfig
 from lit_reduce.tokens import Reduction, VisualTokens
 
-ATTENTION = ("cls", "received", "last", "text_rows")  # signals whose last dimension counts visual tokens
+ATTENTION = ("cls", "received", "last", "text_rows")  # signals whose last dimension indexes visual tokens
 
 
 @dataclass
 class SinkMaskConfig(OnTopConfig):
     """Settings of `SinkMask`."""
 
-    threshold: float = field(default=20.0, metadata={"help": "a sink has an entry this many times its own rms"})
-    dims: str = field(
-        default="", metadata={"help": "entries that show sinks, joined by commas (2533,1415 in LLaMA-2-7B); empty: all"}
-    )
+    threshold: float = option(20.0, "a sink has an entry this many times its own rms")
+    dims: str = option("", "entries that show sinks, joined by commas (2533,1415 in LLaMA-2-7B); empty: all")
 
 
 @register
 class SinkMask(OnTop):
-    """The reducer beneath sees no attention paid to sink tokens, which draw much of it and say little.
+    """Sets the attention paid to sink tokens to zero before the inner reducer reads it.
 
-    VAR finds sinks by massive activations and spreads their attention inside the language model, saving no token; as a
-    mask for scorers, on the features where the reducer acts, it is our reading. Tokens with fewer than ``threshold**2``
-    entries can have no sink.
+    VAR finds sinks by massive activations and redistributes their attention inside the language model, without dropping
+    tokens; the use as a mask for scorers, on the features where the reducer acts, is our reading. Tokens with fewer
+    than ``threshold**2`` entries cannot be sinks.
     """
 
     name = "sink_mask"
@@ -34,7 +33,7 @@ class SinkMask(OnTop):
     config_class = SinkMaskConfig
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Attention to sinks becomes zero in every signal that holds some."""
+        """Mask every attention signal and call the inner reducer."""
         dims = tuple(int(dim) for dim in self.config.dims.split(",") if dim.strip())
         sink = sinks(tokens.features, self.config.threshold, dims)
         masked = {

@@ -1,15 +1,16 @@
 """SparseVLM: words that look at the picture judge its tokens, and what is dropped leaves a few means behind."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from lit_reduce.ops.budgets import falling, recycled_split
+from lit_reduce.ops.budgets import geometric_schedule, recycled_split
 from lit_reduce.ops.clusters import dpc_knn
-from lit_reduce.ops.mergers import assignment, merge_mean
-from lit_reduce.ops.scorers import rated, text_raters
-from lit_reduce.ops.selectors import places, ranks
+from lit_reduce.ops.mergers import merge_mean, to_assignment
+from lit_reduce.ops.scorers import rater_scores, text_raters
+from lit_reduce.ops.selectors import ranks, true_indices
 from lit_reduce.ops.similarity import gather_tokens
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -18,7 +19,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class SparseVLMConfig(ReducerConfig):
     """Settings of `SparseVLM`."""
 
-    layers: str = field(default="0.0625,0.1875,0.46875", metadata={"help": "where, as shares of the depth (2, 6, 15)"})
+    layers: str = option("0.0625,0.1875,0.46875", "where, as shares of the depth (2, 6, 15)")
 
 
 @register
@@ -40,20 +41,20 @@ class SparseVLM(Reducer):
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
         """Three stages."""
-        return falling([float(share) for share in self.config.layers.split(",")], depth, tokens, keep)
+        return geometric_schedule([float(share) for share in self.config.layers.split(",")], depth, tokens, keep)
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """Kept tokens are copies; `dpc_knn` on the recycled ones."""
         x, rows = tokens.features, tokens.signal("text_rows").float()
-        score = rated(rows, text_raters(rows, tokens.signal("text_mask")))
+        score = rater_scores(rows, text_raters(rows, tokens.signal("text_mask")))
         kept, recycled, clusters = recycled_split(tokens.count, keep)
         order = ranks(score)
         here = torch.arange(tokens.count, device=x.device).expand(len(x), -1)
-        again = places((order >= kept) & (order < kept + recycled), recycled)
-        peaks, owner = dpc_knn(gather_tokens(x, again), clusters)
+        again = true_indices((order >= kept) & (order < kept + recycled), recycled)
+        peaks, assignment = dpc_knn(gather_tokens(x, again), clusters)
         heads = again.gather(1, peaks)
-        taker = here.masked_fill(order >= kept, -1).scatter(1, again, heads.gather(1, owner))
-        kept_indices = places((order < kept).scatter(1, heads, True), keep)
-        taken = assignment(kept_indices, taker)
+        target = here.masked_fill(order >= kept, -1).scatter(1, again, heads.gather(1, assignment))
+        kept_indices = true_indices((order < kept).scatter(1, heads, True), keep)
+        taken = to_assignment(kept_indices, target)
         made, _ = merge_mean(x, taken, keep)
         return Reduction(kept_indices, features=made, scores=score, assignment=taken)

@@ -1,4 +1,4 @@
-"""ToDRE, first stage: a diverse set that grows from the most attended token."""
+"""ToDRE, first stage: a diverse set that starts at the most attended token."""
 
 from lit_reduce.ops.greedy import max_sum
 from lit_reduce.reducer import Reducer, register
@@ -7,10 +7,10 @@ from lit_reduce.tokens import Reduction, VisualTokens
 
 @register
 class ToDRE(Reducer):
-    """Starts at the token with the highest CLS attention of the last layer, then adds what is least similar to all.
+    """Starts at the token with the highest CLS attention of the last layer, then adds the least similar token.
 
-    Greedy max-sum diversity on the projected tokens, version 2 of the paper. Its second stage, dropping all visual
-    tokens late in the language model, is not part of this preset. With several tiles the first one is the thumbnail.
+    Greedy max-sum diversity on the projected tokens, version 2 of the paper. Its second stage, which drops all visual
+    tokens late in the language model, is not included. Of several tiles the first one is taken to be the thumbnail.
     """
 
     name = "todre"
@@ -18,7 +18,7 @@ class ToDRE(Reducer):
     paper = "ToDRE, arXiv 2505.18757"
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Every image from its own first token."""
+        """Greedy selection per image, from its own first token."""
         tile = tokens.grid[1] * tokens.grid[2] if tokens.grid[0] > 1 else tokens.count
         first = tokens.signal("cls@-1")[:, :tile].argmax(-1)
         return Reduction(max_sum(tokens.features, first, keep))

@@ -1,34 +1,34 @@
-"""ToMe: every block of the vision tower merges a few of its most similar tokens."""
+"""ToMe: merge similar tokens in every block of the vision tower."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.matching import bipartite
-from lit_reduce.ops.mergers import assignment, merge_mean
+from lit_reduce.ops.mergers import merge_mean, to_assignment
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
 
 @dataclass
 class ToMeConfig(ReducerConfig):
-    """What tokens are compared by."""
+    """Similarity metric."""
 
-    heads: int = field(
-        default=0,
-        metadata={"help": "the tower's heads, to compare by the mean of their keys as the paper does; 0: side by side"},
+    heads: int = option(
+        0, "the tower's heads, to compare by the mean of their keys as the paper does; 0: side by side", min=0
     )
 
 
 @register
 class ToMe(Reducer):
-    """Merges between attention and MLP, in every block the same number as far as pairs allow.
+    """Merges tokens between attention and MLP, in every block the same number as far as pairs allow.
 
-    Similar are tokens with similar keys; the merged token is the mean over all patches that it stands for, and
-    attention counts it that often (the runtime adds the log of its size). It stands where the token stood that the
-    other went into. CLS takes no part. Our reading: keys of all heads side by side (see the option), patches alternate
-    from 0.
+    Similarity is the cosine of keys. A merged token is the mean over all patches that it represents, and attention
+    weights it by their number (the runtime adds the log of its size). It takes the position of the token at the odd
+    position. CLS is not merged. Our readings: keys of all heads concatenated (see the option), patches alternate from
+    index 0.
 
     Source: ToMe, arXiv 2210.09461, section 3.
     """
@@ -42,10 +42,10 @@ class ToMe(Reducer):
     config_class = ToMeConfig
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
-        """The same number merged in each of the blocks; more towards the end only where that would not reach ``keep``.
+        """The same number of merges in each block; more in later blocks only if that would not reach ``keep``.
 
         Raises:
-            UserError: halving in every block is not enough.
+            UserError: Halving in every block is not enough.
         """
         if keep << depth < tokens:
             raise UserError(
@@ -60,22 +60,22 @@ class ToMe(Reducer):
         return left
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Merge the most similar pairs into ``keep`` tokens, at least half of what is there."""
+        """Merge the most similar pairs until ``keep`` tokens remain, at least half of those present."""
         metric, size = tokens.signal("keys"), tokens.signal("size")
         if self.config.heads:
             metric = metric.unflatten(-1, (self.config.heads, -1)).mean(-2)
         into = bipartite(metric, tokens.count - keep, self.penalty(tokens))
         kept_indices = _stay(into, keep)
-        owner = assignment(kept_indices, into)
-        features, sizes = merge_mean(tokens.features, owner, keep, size)
-        return Reduction(kept_indices, features=features, assignment=owner, size=sizes)
+        assignment = to_assignment(kept_indices, into)
+        features, sizes = merge_mean(tokens.features, assignment, keep, size)
+        return Reduction(kept_indices, features=features, assignment=assignment, size=sizes)
 
     def penalty(self, tokens: VisualTokens) -> Tensor | None:  # noqa: ARG002  (Turbo reads them)
-        """What speaks against merging a token ``[B, N]``, or None."""
+        """Penalty on merging each token ``[B, N]``, or None."""
         return None
 
 
 def _stay(into: Tensor, keep: int) -> Tensor:
-    """The tokens that go into themselves ``[B, keep]``, ascending."""
+    """Indices of the tokens that are merged into themselves ``[B, keep]``, ascending."""
     own = into == into.new_tensor(range(into.shape[1]))
     return own.nonzero()[:, 1].view(len(into), keep)

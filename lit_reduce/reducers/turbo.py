@@ -1,10 +1,11 @@
-"""Turbo: merge similar tokens inside the vision tower, but spare what CLS attends to."""
+"""Turbo: ToMe with a penalty on merging tokens that CLS attends to."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from lit_reduce.ops.similarity import exact
+from lit_reduce.ops.similarity import to_float32
+from lit_reduce.options import option
 from lit_reduce.reducer import register
 from lit_reduce.reducers.tome import ToMe, ToMeConfig
 from lit_reduce.tokens import VisualTokens
@@ -14,15 +15,15 @@ from lit_reduce.tokens import VisualTokens
 class TurboConfig(ToMeConfig):
     """Settings of `Turbo`."""
 
-    alpha: float = field(default=5.0, metadata={"help": "weight of attention against similarity, times 30"})
+    alpha: float = option(5.0, "weight of attention against similarity, times 30")
 
 
 @register
 class Turbo(ToMe):
-    """ToMe whose pairs go by ``cosine of keys - 30 alpha a``, with a the CLS attention of the token that would go.
+    """ToMe with the similarity ``cosine of keys - 30 alpha a``, where a is the CLS attention of the proposing token.
 
-    The factor 30 is the official code's; its weight of each layer, and its rule against merging when few tokens are
-    left, are left out: our reading. All else is as in `ToMe`.
+    The factor 30 is from the official code; its weight per layer, and its rule against merging when few tokens are
+    left, are not included (our reading). Everything else is as in `ToMe`.
     """
 
     name = "turbo"
@@ -31,6 +32,6 @@ class Turbo(ToMe):
     config_class = TurboConfig
 
     def penalty(self, tokens: VisualTokens) -> Tensor:
-        """Taken off the similarity ``[B, N]``."""
+        """Penalty on the similarity ``[B, N]``."""
         weight: float = 30 * self.config.alpha
-        return weight * exact(tokens.signal("cls"))
+        return weight * to_float32(tokens.signal("cls"))

@@ -1,14 +1,15 @@
 """VisionZip: dominant tokens by attention, and a few contextual ones that take in the rest."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lit_reduce.ops.budgets import contextual_count
-from lit_reduce.ops.mergers import assignment, merge_mean, merge_sum, nearest
-from lit_reduce.ops.selectors import places, ranks
-from lit_reduce.ops.similarity import exact, gather_tokens
+from lit_reduce.ops.mergers import merge_mean, merge_sum, nearest, to_assignment
+from lit_reduce.ops.selectors import ranks, true_indices
+from lit_reduce.ops.similarity import gather_tokens, to_float32
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -17,13 +18,11 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class VisionZipConfig(ReducerConfig):
     """Settings of `VisionZip`."""
 
-    heads: int = field(default=1, metadata={"help": "heads to average keys over before comparing (CLIP-L has 16)"})
-    parity: str = field(
-        default="paper",
-        metadata={
-            "help": "official adds the mean of what a contextual token takes in to it: up to twice as long",
-            "choices": ("paper", "official"),
-        },
+    heads: int = option(1, "heads to average keys over before comparing (CLIP-L has 16)", min=1)
+    parity: str = option(
+        "paper",
+        "official adds the mean of what a contextual token takes in to it: up to twice as long",
+        choices=("paper", "official"),
     )
 
 
@@ -45,7 +44,7 @@ class VisionZip(Reducer):
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """Tokens in raster order, a contextual one at the place of its target."""
-        keys = exact(tokens.signal("keys")).unflatten(-1, (self.config.heads, -1)).mean(2)
+        keys = to_float32(tokens.signal("keys")).unflatten(-1, (self.config.heads, -1)).mean(2)
         return dominant_and_contextual(
             tokens.features, tokens.signal("cls").float(), keys, keep, added=self.config.parity == "official"
         )
@@ -65,23 +64,25 @@ def dominant_and_contextual(x: Tensor, attention: Tensor, metric: Tensor, keep: 
     dominant = ranks(attention) < keep - few
     here = torch.arange(x.shape[1], device=x.device)
     if not few:
-        kept_indices = places(dominant, keep)
-        return Reduction(kept_indices, scores=attention, assignment=assignment(kept_indices, here.where(dominant, -1)))
-    rest = places(~dominant, x.shape[1] - keep + few)
+        kept_indices = true_indices(dominant, keep)
+        return Reduction(
+            kept_indices, scores=attention, assignment=to_assignment(kept_indices, here.where(dominant, -1))
+        )
+    rest = true_indices(~dominant, x.shape[1] - keep + few)
     stride = rest.shape[1] // few
     targets = rest[:, : few * stride : stride]
-    kept_indices = places(dominant.scatter(1, targets, True), keep)
-    owner = nearest(metric, targets).masked_fill(dominant, -1)
-    made, size = merge_mean(x, owner, few)
+    kept_indices = true_indices(dominant.scatter(1, targets, True), keep)
+    assignment = nearest(metric, targets).masked_fill(dominant, -1)
+    made, size = merge_mean(x, assignment, few)
     if added:
-        made = merge_sum(x, owner, targets)
+        made = merge_sum(x, assignment, targets)
     merged = x.scatter(1, targets[..., None].expand_as(made), made)
     sizes = torch.ones_like(attention).scatter(1, targets, size.to(attention))
-    taker = targets.gather(1, owner.clamp_min(0)).where(~dominant, here)
+    target = targets.gather(1, assignment.clamp_min(0)).where(~dominant, here)
     return Reduction(
         kept_indices,
         features=gather_tokens(merged, kept_indices),
         scores=attention,
-        assignment=assignment(kept_indices, taker),
+        assignment=to_assignment(kept_indices, target),
         size=sizes.gather(1, kept_indices),
     )

@@ -1,11 +1,12 @@
-"""VisPruner: half the tokens by attention, the other half by thinning out near-duplicates."""
+"""VisPruner: half of the tokens by attention, the other half by removing near-duplicates."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from lit_reduce.ops.selectors import ranks, thin_out
 from lit_reduce.ops.similarity import cosine
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -14,13 +15,13 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class VisPrunerConfig(ReducerConfig):
     """Settings of `VisPruner`."""
 
-    important: float = field(default=0.5, metadata={"help": "share of the budget that goes by attention, in [0, 1]"})
-    step: int = field(default=8, metadata={"help": "near-duplicates dropped in a round"})
+    important: float = option(0.5, "share of the budget that goes by attention, in [0, 1]", min=0, max=1)
+    step: int = option(8, "near-duplicates dropped in a round", min=1)
 
 
 @register
 class VisPruner(Reducer):
-    """``int(K / 2)`` most attended tokens; of the rest the mutually different ones, see `thin_out`."""
+    """``int(K / 2)`` tokens with the most CLS attention; the others by diversity, see `thin_out`."""
 
     name = "vispruner"
     signals = frozenset({"cls", "encoder"})
@@ -28,7 +29,7 @@ class VisPruner(Reducer):
     config_class = VisPrunerConfig
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Similarity is that of the tower's features."""
+        """Similarity is the cosine of tower features."""
         attention = tokens.signal("cls").float()
         important = int(keep * self.config.important)
         order = ranks(attention).argsort(-1)

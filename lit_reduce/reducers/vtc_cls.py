@@ -1,10 +1,11 @@
-"""VTC-CLS: the CLS token's attention, summed over several layers."""
+"""VTC-CLS: CLS attention summed over several layers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
@@ -13,15 +14,15 @@ from lit_reduce.tokens import VisualTokens
 class VTCCLSConfig(ReducerConfig):
     """Settings of `VTCCLS`."""
 
-    layers: str = field(
-        default="0.68,0.72,0.76,0.80,0.845,0.885,0.925",
-        metadata={"help": "tower layers, as indices or shares of the depth; the default is 16 to 22 of 24"},
+    layers: str = option(
+        "0.68,0.72,0.76,0.80,0.845,0.885,0.925",
+        "tower layers, as indices or shares of the depth; the default is 16 to 22 of 24",
     )
 
 
 @register
 class VTCCLS(ScoringReducer):
-    """Scores a token by the CLS attention of the layers from the 16th to the one that the features come from."""
+    """Scores a token by the CLS attention of the tower layers from 16 to the one whose output the projector gets."""
 
     name = "vtc_cls"
     signals = frozenset(f"cls@{layer}" for layer in VTCCLSConfig.layers.split(","))
@@ -34,8 +35,8 @@ class VTCCLS(ScoringReducer):
         self.signals = frozenset(f"cls@{layer}" for layer in self.layers)
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """The sum of the layers' CLS rows ``[B, N]``."""
+        """Sum of the layers' CLS attention rows ``[B, N]``."""
         scores = torch.zeros_like(tokens.signal(f"cls@{self.layers[0]}"), dtype=torch.float32)
-        for layer in self.layers:  # one by one: a sum over a stack adds in an order that depends on the place
+        for layer in self.layers:  # one by one: the order of a sum over a stacked tensor depends on its shape
             scores = scores + tokens.signal(f"cls@{layer}").float()
         return scores

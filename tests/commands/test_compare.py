@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from noise import noise
 
-from lit_reduce.commands.compare import CompareSettings, compare
+from lit_reduce.commands.compare import compare
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate import evaluator as suite
@@ -18,6 +18,7 @@ from lit_reduce.inference.spec_list import find_specs
 from lit_reduce.reducers.grid import GridReducer
 from lit_reduce.report.gallery import examples_of
 from lit_reduce.settings import BackboneSettings
+from lit_reduce.settings.compare import CompareSettings
 
 ROWS = 6
 

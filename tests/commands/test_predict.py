@@ -9,17 +9,18 @@ import pytest
 from noise import noise
 from transformers import LlavaForConditionalGeneration
 
-from lit_reduce.commands.predict import PredictSettings, predict
+from lit_reduce.commands.predict import predict
 from lit_reduce.errors import UserError
 from lit_reduce.settings import BackboneSettings, ReducerSettings
+from lit_reduce.settings.predict import PredictSettings
 
 
 @pytest.fixture
 def settings(tiny_folder: Path, tmp_path: Path) -> PredictSettings:
     noise(1, 64, 48).save(tmp_path / "a.png")
     return PredictSettings(
-        BackboneSettings(str(tiny_folder)), ReducerSettings("fastervlm"), 9, str(tmp_path / "a.png"), "what is red ?",
-        max_new_tokens=3,
+        BackboneSettings(str(tiny_folder)), ReducerSettings("fastervlm"), keep=9, image=str(tmp_path / "a.png"),
+        prompt="what is red ?", max_new_tokens=3,
     )  # fmt: skip
 
 

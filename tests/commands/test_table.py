@@ -12,12 +12,13 @@ from noise import noise
 from PIL import Image
 
 from lit_reduce.backbones import load_backbone
-from lit_reduce.commands.table import TableSettings, table
+from lit_reduce.commands.table import table
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate import evaluator as suite
 from lit_reduce.evaluate.results import ALL_TOKENS
 from lit_reduce.plugin import FORMAT_VERSION, PluginConfig, create_for, save_plugin
 from lit_reduce.settings import BackboneSettings
+from lit_reduce.settings.table import TableSettings
 from lit_reduce.version import __version__
 
 
@@ -59,7 +60,7 @@ def chosen(tiny_folder: Path, tmp_path: Path) -> Callable[..., TableSettings]:
 
     def make(**changed: Any) -> TableSettings:
         made = TableSettings(BackboneSettings(str(tiny_folder)), [9, 4], str(tmp_path / "rows.jsonl"))
-        made.plugins, made.methods, made.yardsticks = str(plugins), ["covipal", "packer", "atp"], ["grid", "fastv"]
+        made.plugins, made.methods, made.baselines = str(plugins), ["covipal", "packer", "atp"], ["grid", "fastv"]
         made.out, made.answers = str(tmp_path / "docs" / "table.json"), str(tmp_path / "answers")
         made.runs, made.max_new_tokens, made.batch_size = 2, 1, 4
         for name, value in changed.items():
@@ -154,7 +155,7 @@ def test_what_fails_is_told_and_tried_again(
     with pytest.raises(UserError, match="clock=sun"):
         table(chosen(clock="sun"))
     with pytest.raises(UserError, match="unknown reducer"):
-        table(chosen(yardsticks=["gird"]))
+        table(chosen(baselines=["gird"]))
 
 
 def test_a_budget_that_fails_costs_one_question(

@@ -17,7 +17,7 @@ from lit_reduce.reducer import Reducer, create
 @pytest.fixture
 def resting() -> Reducer:
     torch.manual_seed(1)
-    reducer = create("covipal", hidden_size=32, width=16, heads=2, layers=1, rest=2)
+    reducer = create("covipal", hidden_size=32, width=16, heads=2, layers=1, summary=2)
     reducer.rest.data.normal_(0, 1)
     return reducer
 

@@ -9,32 +9,11 @@ from hypothesis import strategies as st
 
 from lit_reduce.ops.budgets import (
     contextual_count,
-    count_for_average,
     even_shares,
-    falling,
+    geometric_schedule,
     largest_remainder,
-    layer_average,
     recycled_split,
 )
-
-
-@pytest.mark.parametrize(("average", "kept"), [(192, 166), (128, 98), (64, 30)])
-def test_fastv_counts_for_the_published_averages(average, kept):
-    assert count_for_average(average, 32, 576, 2) == kept
-    assert layer_average({2: kept}, 32, 576) == pytest.approx(average, abs=1)
-
-
-@pytest.mark.parametrize(("average", "kept"), [(192, 152), (128, 82), (64, 11)])
-def test_fastv_counts_from_the_third_layer_on(average, kept):
-    assert count_for_average(average, 32, 576, 3) == kept
-
-
-def test_layer_averages_of_published_schedules():
-    assert layer_average({8: 288, 16: 144, 24: 72}, 32, 576) == 270  # PyramidDrop
-    assert layer_average({2: 309, 6: 204, 15: 113}, 32, 576) == pytest.approx(192, abs=0.1)  # SparseVLM, 192
-    assert layer_average({8: 35, 16: 26, 24: 19}, 32, 48) == 32  # VisionDrop, 32
-    assert layer_average({}, 32, 576) == 576
-    assert layer_average({0: 64}, 32, 576) == 64
 
 
 @pytest.mark.parametrize(("k", "few"), [(192, 30), (128, 20), (64, 10), (32, 5), (2, 1), (1, 0)])
@@ -61,11 +40,6 @@ def test_sparsevlms_recycled_clusters_join_the_kept(tokens, kept, left):
     assert recycled_split(tokens, left)[2] == left - kept
 
 
-def test_the_published_128_and_64_of_sparsevlm_are_averages_too():
-    assert layer_average({2: 312, 6: 117, 15: 39}, 32, 576) == pytest.approx(128, abs=1)
-    assert layer_average({2: 82, 6: 32, 15: 18}, 32, 576) == pytest.approx(64, abs=1)
-
-
 @given(st.integers(2, 60), st.data())
 def test_any_count_can_be_split(tokens, data):
     count = data.draw(st.integers(1, tokens - 1))
@@ -74,10 +48,10 @@ def test_any_count_can_be_split(tokens, data):
     assert clusters <= recycled <= tokens - kept
 
 
-def test_falling_halves_like_pyramiddrop():
-    assert falling([0.25, 0.5, 0.75], 32, 576, 72) == {8: 288, 16: 144, 24: 72}
-    assert falling([0.0625, 0.1875, 0.46875], 32, 576, 576) == {2: 576, 6: 576, 15: 576}
-    assert falling([0.0625, 0.1875, 0.46875], 4, 100, 25) == {1: 50, 2: 25}
+def test_geometric_schedule_halves_like_pyramiddrop():
+    assert geometric_schedule([0.25, 0.5, 0.75], 32, 576, 72) == {8: 288, 16: 144, 24: 72}
+    assert geometric_schedule([0.0625, 0.1875, 0.46875], 32, 576, 576) == {2: 576, 6: 576, 15: 576}
+    assert geometric_schedule([0.0625, 0.1875, 0.46875], 4, 100, 25) == {1: 50, 2: 25}
 
 
 @given(st.integers(0, 50), st.integers(1, 9))

@@ -17,37 +17,37 @@ def cuts(draw):
 @given(cuts())
 def test_exactly_k_cells_cover_every_token_once(cut):
     _, count, k = cut
-    kept_indices, owner = (part.tolist() for part in cells(*cut))
+    kept_indices, assignment = (part.tolist() for part in cells(*cut))
     assert len(kept_indices) == k
-    assert len(owner) == count
+    assert len(assignment) == count
     assert kept_indices == sorted(set(kept_indices))
-    assert set(owner) == set(range(k))
-    assert [owner[anchor] for anchor in kept_indices] == list(range(k)), "a cell's centre must lie in the cell"
+    assert set(assignment) == set(range(k))
+    assert [assignment[anchor] for anchor in kept_indices] == list(range(k)), "a cell's centre must lie in the cell"
 
 
 @given(cuts())
 def test_members_of_a_cell_are_the_tokens_that_it_owns(cut):
-    _, owner = cells(*cut)
-    inside, real = members(owner, cut[2])
-    assert inside.shape == (cut[2], int(owner.bincount().max()))
+    _, assignment = cells(*cut)
+    inside, real = members(assignment, cut[2])
+    assert inside.shape == (cut[2], int(assignment.bincount().max()))
     for cell in range(cut[2]):
-        assert inside[cell][real[cell]].tolist() == (owner == cell).nonzero()[:, 0].tolist()
+        assert inside[cell][real[cell]].tolist() == (assignment == cell).nonzero()[:, 0].tolist()
         assert set(inside[cell].tolist()) == set(inside[cell][real[cell]].tolist()), "padding must repeat a member"
 
 
 @given(st.integers(2, 12), st.integers(2, 12), st.data())
 def test_cells_of_a_frame_are_rectangles_of_about_one_size(rows, columns, data):
     k = data.draw(st.integers(1, rows * columns))
-    _, owner = cells((1, rows, columns), rows * columns, k)
+    _, assignment = cells((1, rows, columns), rows * columns, k)
     shapes = []
     for cell in range(k):
-        where = (owner.view(rows, columns) == cell).nonzero()
+        where = (assignment.view(rows, columns) == cell).nonzero()
         height, width = (where.amax(0) - where.amin(0) + 1).tolist()
         assert height * width == len(where), "not a rectangle"
         shapes.append((height, width))
     heights, widths = zip(*shapes, strict=True)
     assert max(heights) - min(heights) <= 1
-    bands = len({int((owner.view(rows, columns) == cell).nonzero()[0, 0]) for cell in range(k)})
+    bands = len({int((assignment.view(rows, columns) == cell).nonzero()[0, 0]) for cell in range(k)})
     assert max(widths) - min(widths) <= -(-columns // (k // bands)) - columns // -(-k // bands)
 
 
@@ -55,25 +55,25 @@ def test_cells_of_a_frame_are_rectangles_of_about_one_size(rows, columns, data):
     ("k", "shape"), [(192, {(2, 1), (2, 2)}), (128, {(3, 1), (3, 2)}), (64, {(3, 3)}), (32, {(6, 3)}), (16, {(6, 6)})]
 )
 def test_budgets_in_use_on_24_by_24(k, shape):
-    _, owner = cells((1, 24, 24), 576, k)
+    _, assignment = cells((1, 24, 24), 576, k)
     seen = set()
     for cell in range(k):
-        where = (owner.view(24, 24) == cell).nonzero()
+        where = (assignment.view(24, 24) == cell).nonzero()
         seen.add(tuple((where.amax(0) - where.amin(0) + 1).tolist()))
     assert seen == shape
 
 
 def test_frames_share_the_budget_evenly_and_merge_when_it_is_short():
-    _, owner = cells((3, 4, 4), 48, 12)
-    assert [len(set(frame.tolist())) for frame in owner.view(3, 16)] == [4, 4, 4]
-    kept_indices, owner = cells((4, 2, 2), 16, 2)
-    assert owner.tolist() == [0] * 8 + [1] * 8
+    _, assignment = cells((3, 4, 4), 48, 12)
+    assert [len(set(frame.tolist())) for frame in assignment.view(3, 16)] == [4, 4, 4]
+    kept_indices, assignment = cells((4, 2, 2), 16, 2)
+    assert assignment.tolist() == [0] * 8 + [1] * 8
     assert [anchor // 4 for anchor in kept_indices.tolist()] == [0, 2]
 
 
 def test_newline_tokens_are_cut_as_a_plain_sequence():
-    _, owner = cells((1, 2, 2), 6, 3)
-    assert owner.tolist() == [0, 0, 1, 1, 2, 2]
+    _, assignment = cells((1, 2, 2), 6, 3)
+    assert assignment.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("k", [0, 10])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_reduce.ops.clusters import distinctive, dpc_knn
+from lit_reduce.ops.clusters import distinctive_tokens, dpc_knn
 
 
 def draw(seed: int, count: int) -> torch.Tensor:
@@ -31,23 +31,23 @@ def test_dpc_knn_matches_the_loop(seed, count, data):
     clusters = data.draw(st.integers(1, count))
     neighbours = data.draw(st.sampled_from([None, 1, 3, 20]))
     x = draw(seed, count)
-    peaks, owner = dpc_knn(x, clusters, neighbours)
+    peaks, assignment = dpc_knn(x, clusters, neighbours)
     for image in range(2):
         expected = peaks_by_loop(x[image].tolist(), clusters, neighbours or clusters)
-        assert (peaks[image].tolist(), owner[image].tolist()) == expected
+        assert (peaks[image].tolist(), assignment[image].tolist()) == expected
 
 
 def test_dpc_knn_of_equal_tokens_takes_the_first_and_each_peak_itself():
-    peaks, owner = dpc_knn(torch.ones(1, 5, 2), 3)
+    peaks, assignment = dpc_knn(torch.ones(1, 5, 2), 3)
     assert peaks.tolist() == [[0, 1, 2]]
-    assert owner.tolist() == [[0, 1, 2, 0, 0]]
+    assert assignment.tolist() == [[0, 1, 2, 0, 0]]
 
 
 def test_dpc_knn_finds_two_heaps():
     x = torch.tensor([0.0, 0.1, 0.2, 9.0, 9.1, 9.2])[None, :, None]
-    peaks, owner = dpc_knn(x, 2, neighbours=3)
+    peaks, assignment = dpc_knn(x, 2, neighbours=3)
     assert peaks.tolist() == [[1, 4]]
-    assert owner.tolist() == [[0, 0, 0, 1, 1, 1]]
+    assert assignment.tolist() == [[0, 0, 0, 1, 1, 1]]
 
 
 @settings(max_examples=40, deadline=None)
@@ -57,7 +57,7 @@ def test_distinctive_matches_the_loop(seed, count, data):
     among = torch.rand(2, count, generator=torch.Generator().manual_seed(seed)) < 0.7
     among[:, :3] = True  # of two each is as dense as the other, and rounding would decide
     counts = torch.tensor([data.draw(st.integers(1, int(row.sum()))) for row in among])
-    kept_indices, owner = distinctive(x, among, counts)
+    kept_indices, assignment = distinctive_tokens(x, among, counts)
     for image in range(2):
         rows, group = x[image].tolist(), [n for n in range(count) if among[image, n]]
 
@@ -77,4 +77,4 @@ def test_distinctive_matches_the_loop(seed, count, data):
         assert kept_indices[image].nonzero()[:, 0].tolist() == expected
         for n in range(count):
             wanted = -1 if n not in group else n if n in expected else max(expected, key=lambda a, n=n: alike(n, a))
-            assert owner[image, n] == wanted
+            assert assignment[image, n] == wanted

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_reduce.ops.gates import anneal, budget_gap, concrete, exact_budget, key_bias, mix_noise, straight_through
+from lit_reduce.ops.gates import anneal, budget_gap, concrete, exact_budget, key_bias, mix_noise
 from lit_reduce.ops.selectors import topk_sorted
 
 
@@ -80,15 +80,6 @@ def test_exact_budget_moves_no_gate_when_all_scores_shift():
 def test_exact_budget_refuses_nonsense(k, tau):
     with pytest.raises(ValueError, match=r"k=|tau="):
         exact_budget(torch.zeros(1, 4), k, tau)
-
-
-def test_straight_through_is_hard_to_the_bit_and_soft_backwards():
-    soft = torch.rand(100, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    hard = (soft.detach() > 0.5).float()
-    gate = straight_through(hard, soft)
-    assert torch.equal(gate, hard)
-    (gate * torch.arange(100.0)).sum().backward()
-    assert torch.equal(soft.grad, torch.arange(100.0))
 
 
 def test_key_bias_keeps_as_many_as_the_gates_sum_to():

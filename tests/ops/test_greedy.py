@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_reduce.ops.greedy import coverage, dpp_greedy, farthest_point, max_sum, mmr
+from lit_reduce.ops.greedy import coverage, dpp_greedy, farthest_point, max_sum
 from lit_reduce.ops.similarity import cosine
 
 
@@ -115,21 +115,6 @@ def test_dpp_beyond_the_rank_goes_by_quality():
     assert dpp_greedy(noisy, 4)[0].tolist() == [0, 2, 3, 5]
 
 
-@check
-@given(problems(), st.sampled_from([0.0, 0.3, 0.5, 0.9]))
-def test_mmr(problem, balance):
-    features, scores, k = problem
-    for image, score, got in zip(
-        features.tolist(), scores.tolist(), mmr(scores, features, k, balance).tolist(), strict=True
-    ):
-
-        def value(n, chosen, image=image, score=score):
-            closest = max((cosine_of(image[n], image[j]) for j in chosen), default=0.0)
-            return score[n] if not chosen else balance * score[n] - (1 - balance) * closest
-
-        assert got == greedy(len(image), k, value)
-
-
 def select(name: str, x: torch.Tensor, k: int) -> torch.Tensor:
     """Every selector with features alone, saliency equal."""
     same = torch.ones(x.shape[:2])
@@ -138,11 +123,10 @@ def select(name: str, x: torch.Tensor, k: int) -> torch.Tensor:
         "max_sum": lambda: max_sum(x, torch.zeros(len(x), dtype=torch.long), k),
         "coverage": lambda: coverage(cosine(x), k, same),
         "dpp": lambda: dpp_greedy(cosine(x), k),
-        "mmr": lambda: mmr(same, x, k),
     }[name]()
 
 
-every = pytest.mark.parametrize("name", ["farthest", "max_sum", "coverage", "dpp", "mmr"])
+every = pytest.mark.parametrize("name", ["farthest", "max_sum", "coverage", "dpp"])
 
 
 @every

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from lit_reduce.ops.cells import cells
 from lit_reduce.ops.mergers import (
-    agreement,
-    assignment,
     average_pool,
+    mean_pairwise_cosine,
     merge_attention,
     merge_mean,
     merge_sum,
     nearest,
+    to_assignment,
     windows,
 )
 
@@ -25,11 +25,11 @@ from lit_reduce.ops.mergers import (
 def test_average_pool_matches_the_loop(rows, columns, data):
     k = data.draw(st.integers(1, rows * columns))
     features = torch.randn(2, rows * columns, 3, generator=torch.Generator().manual_seed(k))
-    pooled, kept_indices, owner = average_pool(features, (1, rows, columns), k)
+    pooled, kept_indices, assignment = average_pool(features, (1, rows, columns), k)
     expected = torch.zeros(2, k, 3, dtype=torch.float64)
     for image in range(2):
         for cell in range(k):
-            members = [n for n in range(rows * columns) if owner[n] == cell]
+            members = [n for n in range(rows * columns) if assignment[n] == cell]
             for width in range(3):
                 expected[image, cell, width] = sum(float(features[image, n, width]) for n in members) / len(members)
     torch.testing.assert_close(pooled.double(), expected, atol=1e-6, rtol=1e-6)
@@ -105,15 +105,15 @@ def test_nearest_leaves_equal_anchors_to_themselves_and_others_to_the_first():
 @given(cases(), st.booleans())
 def test_merge_mean_and_sum_match_the_loop(case, weighted):
     seed, count, k, kept_indices = case
-    features, owner = draw(seed, 2, count, 3), nearest(draw(seed + 1, 2, count, 4), kept_indices)
-    owner[0, [n for n in range(count) if n not in kept_indices[0].tolist()][:1]] = -1
+    features, assignment = draw(seed, 2, count, 3), nearest(draw(seed + 1, 2, count, 4), kept_indices)
+    assignment[0, [n for n in range(count) if n not in kept_indices[0].tolist()][:1]] = -1
     weight = draw(seed + 2, 2, count).abs() + 0.1 if weighted else None
-    made, mass = merge_mean(features, owner, k, weight)
-    added = merge_sum(features, owner, kept_indices)
+    made, mass = merge_mean(features, assignment, k, weight)
+    added = merge_sum(features, assignment, kept_indices)
     for image in range(2):
         x, weights = features[image].tolist(), [1.0] * count if weight is None else weight[image].tolist()
         for token in range(k):
-            members = [n for n in range(count) if owner[image, n] == token]
+            members = [n for n in range(count) if assignment[image, n] == token]
             total = math.fsum(weights[n] for n in members)
             mean = add([x[n] for n in members], [weights[n] / total for n in members])
             torch.testing.assert_close(made[image, token].tolist(), mean)
@@ -154,9 +154,9 @@ def test_merge_attention_matches_the_loop(case, neighbours):
             torch.testing.assert_close(made[image, token].tolist(), expected)
 
 
-def test_assignment_numbers_the_takers():
-    kept_indices, taker = torch.tensor([[1, 4], [0, 2]]), torch.tensor([[1, 1, -1, 4, 4], [0, 0, 2, 2, -1]])
-    assert assignment(kept_indices, taker).tolist() == [[0, 0, -1, 1, 1], [0, 0, 1, 1, -1]]
+def test_to_assignment_numbers_the_targets():
+    kept_indices, target = torch.tensor([[1, 4], [0, 2]]), torch.tensor([[1, 1, -1, 4, 4], [0, 0, 2, 2, -1]])
+    assert to_assignment(kept_indices, target).tolist() == [[0, 0, -1, 1, 1], [0, 0, 1, 1, -1]]
 
 
 def test_windows_of_a_grid_with_a_border():
@@ -169,11 +169,11 @@ def test_windows_of_a_grid_with_a_border():
 @given(cases())
 def test_agreement_is_the_mean_cosine_of_pairs(case):
     seed, count, k, kept_indices = case
-    features, owner = draw(seed, 2, count, 4), nearest(draw(seed + 1, 2, count, 4), kept_indices)
-    got = agreement(features, owner, k)
+    features, assignment = draw(seed, 2, count, 4), nearest(draw(seed + 1, 2, count, 4), kept_indices)
+    got = mean_pairwise_cosine(features, assignment, k)
     for image in range(2):
         x = features[image].tolist()
         for group in range(k):
-            members = [n for n in range(count) if owner[image, n] == group]
+            members = [n for n in range(count) if assignment[image, n] == group]
             pairs = [cosine_of(x[a], x[b]) for a, b in itertools.combinations(members, 2)]
             assert math.isclose(got[image, group], math.fsum(pairs) / len(pairs) if pairs else 1.0, abs_tol=1e-9)

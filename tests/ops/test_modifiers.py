@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_reduce.ops.modifiers import centre, min_max, sinks, unit_length, with_neighbours
-from lit_reduce.ops.recover import unmerge
 
 
 def test_centre_takes_the_mean_of_each_image_out():
@@ -57,9 +56,3 @@ def test_neighbours_among_newline_tokens_are_those_before_and_after():
     chosen = torch.zeros(1, 7, dtype=torch.bool)
     chosen[0, 3] = True
     assert with_neighbours(chosen, (1, 2, 3))[0].nonzero()[:, 0].tolist() == [2, 3, 4]
-
-
-def test_unmerge_copies_each_token_to_all_its_places():
-    features, owner = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[1, -1, 0, 1]])
-    assert unmerge(features, owner).flatten().tolist() == [2, 0, 1, 2]
-    assert unmerge(features, owner, torch.full((1, 4, 1), 9.0)).flatten().tolist() == [2, 9, 1, 2]

@@ -72,10 +72,10 @@ def test_any_count_of_any_grid_keeps_constants_and_the_order_of_cells(frames, ro
     weights = resample_weights(grid, count, k, kernel)
     assert weights.shape == (k, count)
     torch.testing.assert_close(weights.sum(1), torch.ones(k, dtype=torch.float64))
-    _, owner = cells(grid, count, k)
+    _, assignment = cells(grid, count, k)
     # A cell reads its own tokens more than an even share of them.
     for cell in range(k):
-        mine = owner == cell
+        mine = assignment == cell
         assert weights[cell, mine].sum() >= mine.sum() / count - 1e-6
 
 

@@ -6,7 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_reduce.ops.scorers import flow, key_norm, rated, single_head, text_coverage, text_raters, text_relevance
+from lit_reduce.ops.scorers import (
+    information_flow,
+    key_norm,
+    rater_scores,
+    single_head_attention,
+    text_coverage,
+    text_raters,
+    text_relevance,
+)
 
 few = settings(max_examples=25, deadline=None)
 
@@ -67,7 +75,7 @@ def test_key_norm_is_the_sum_of_absolute_entries():
 @given(st.integers(0, 1000))
 def test_single_head_is_one_softmax_over_the_tokens(seed):
     query, keys = draw(seed, 2, 4), draw(seed + 1, 2, 6, 4)
-    for q, rows, got in zip(query.tolist(), keys.tolist(), single_head(query, keys).tolist(), strict=True):
+    for q, rows, got in zip(query.tolist(), keys.tolist(), single_head_attention(query, keys).tolist(), strict=True):
         torch.testing.assert_close(got, softmax([dot(q, k) / 2 for k in rows]))
 
 
@@ -75,7 +83,7 @@ def test_single_head_is_one_softmax_over_the_tokens(seed):
 @given(st.integers(0, 1000), st.sampled_from([1, 2]))
 def test_flow_matches_the_loop(seed, heads):
     attention, values, reader = draw(seed, 2, 5).abs(), draw(seed + 1, 2, 5, 4), draw(seed + 2, 2, 4)
-    got, width = flow(attention, values, reader, heads), 4 // heads
+    got, width = information_flow(attention, values, reader, heads), 4 // heads
     for image in range(2):
         v, r = values[image].tolist(), reader[image].tolist()
         parts = [slice(h * width, (h + 1) * width) for h in range(heads)]
@@ -97,4 +105,4 @@ def test_raters_look_more_than_the_mean_word_and_padding_never_rates():
 def test_rated_is_the_mean_of_the_raters_rows_or_of_all():
     rows = torch.tensor([[[1.0, 2], [3, 6], [5, 1]]] * 2)
     who = torch.tensor([[True, False, True], [False] * 3])
-    assert rated(rows, who).tolist() == [[3, 1.5], [3, 3]]
+    assert rater_scores(rows, who).tolist() == [[3, 1.5], [3, 3]]

@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from lit_reduce.ops.selectors import (
     least_similar,
-    places,
     ranks,
     row_topk,
     share_topk,
     thin_out,
     topk_sorted,
+    true_indices,
     uniform_grid,
 )
 
@@ -63,7 +63,7 @@ def test_ranks_are_places_in_the_sorted_list(rows):
 def test_places_lists_what_is_true(first, second, k):
     chosen = torch.zeros(2, 8, dtype=torch.bool)
     chosen[0, first[:k]] = chosen[1, second[:k]] = True
-    assert places(chosen, k).tolist() == [sorted(first[:k]), sorted(second[:k])]
+    assert true_indices(chosen, k).tolist() == [sorted(first[:k]), sorted(second[:k])]
 
 
 @given(st.lists(st.integers(0, 9), min_size=12, max_size=12), st.sampled_from([2, 3, 4]), st.integers(1, 12))

@@ -16,12 +16,12 @@ from lit_reduce.backbones import Backbone
 from lit_reduce.data.groups import Group
 from lit_reduce.distill.batch import Batch, make_batch
 from lit_reduce.distill.module import Distiller
-from lit_reduce.distill.settings import DataSettings, TrainSettings
 from lit_reduce.distill.student import student_logits
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer, create
 from lit_reduce.runtime import attach
+from lit_reduce.settings.train import DataSettings, TrainSettings
 from lit_reduce.tokens import Course, VisualTokens
 
 GRID, COUNT = (1, 4, 6), 24

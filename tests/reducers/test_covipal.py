@@ -133,7 +133,7 @@ def test_its_default_size_is_at_most_a_twentieth_of_pocket() -> None:
 
 
 def resting(rest: int) -> Reducer:
-    reducer = create("covipal", hidden_size=WIDTH, width=16, heads=2, rest=rest).eval()
+    reducer = create("covipal", hidden_size=WIDTH, width=16, heads=2, summary=rest).eval()
     generator = torch.Generator().manual_seed(0)
     for weight in reducer.parameters():
         weight.data.normal_(0, 0.5, generator=generator)
@@ -163,9 +163,9 @@ def test_some_tokens_of_the_budget_stand_for_all_that_is_dropped(keep: int, summ
 
 
 def test_what_stands_for_the_rest_is_an_option() -> None:
-    plain, more = create("covipal", hidden_size=WIDTH), create("covipal", hidden_size=WIDTH, rest=4)
+    plain, more = create("covipal", hidden_size=WIDTH), create("covipal", hidden_size=WIDTH, summary=4)
     assert (plain.kind, more.kind) == ("select", "resample")
     assert set(more.state_dict()) - set(plain.state_dict()) == {"rest"}
     assert plain(make(), 5).features is None
-    with pytest.raises(UserError, match="rest=-1"):
-        create("covipal", hidden_size=WIDTH, rest=-1)
+    with pytest.raises(UserError, match="summary=-1"):
+        create("covipal", hidden_size=WIDTH, summary=-1)

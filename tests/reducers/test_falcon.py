@@ -61,10 +61,10 @@ def test_the_delta_follows_place_and_size_and_nothing_else():
     reducer.place[:] = line.expand(8, 8)
     reducer.size[:] = 1.0
     for keep in (64, 36, 16, 23):
-        kept_indices, owner = cells((1, 24, 24), 576, keep)
-        delta = reducer.delta((1, 24, 24), owner, keep)
+        kept_indices, assignment = cells((1, 24, 24), 576, keep)
+        delta = reducer.delta((1, 24, 24), assignment, keep)
         for cell in range(keep):
-            inside = [n for n in range(576) if owner[n] == cell]
+            inside = [n for n in range(576) if assignment[n] == cell]
             across = sum(n % 24 + 0.5 for n in inside) / len(inside) / 24
             expected = min(max(across, 1 / 16), 15 / 16) + math.log2(64 * len(inside) / 576)
             torch.testing.assert_close(delta[cell], torch.full((6,), expected), atol=1e-5, rtol=1e-5)

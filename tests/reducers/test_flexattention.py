@@ -9,7 +9,7 @@ import transformers as hf
 from lit_reduce.backbones.identity import identify
 from lit_reduce.distill.kv_regression import keys_and_values, teach_keys
 from lit_reduce.errors import UserError
-from lit_reduce.ops.similarity import normal
+from lit_reduce.ops.similarity import rms_normalize
 from lit_reduce.plugin import create_for
 from lit_reduce.recall import AttentionRecall
 from lit_reduce.reducer import create
@@ -98,7 +98,7 @@ def test_exact_maps_of_everything_are_full_attention() -> None:
     reducer.heads[0].weight.copy_(torch.cat([attention.k_proj.weight, attention.v_proj.weight]))
     reducer.heads[0].bias.zero_()
     reducer.gates.fill_(9.0)
-    picture, short, words = normal(torch.randn(1, 9, 16)), torch.randn(1, 2, 16), torch.randn(1, 3, 16)
+    picture, short, words = rms_normalize(torch.randn(1, 9, 16)), torch.randn(1, 2, 16), torch.randn(1, 3, 16)
     places = torch.arange(1, 10)
     # The reference has the full tokens in its sequence, beside the short ones, and the last word alone sees them.
     whole = torch.cat([words[:, :1], picture, short, words[:, 1:]], 1)
@@ -132,10 +132,10 @@ def test_maps_start_as_the_regression_of_the_decoders_own_keys_and_values(tiny: 
     teach_keys(model, reducer, pictures)
     layers = list(reducer.recalls(len(model.get_decoder().layers)))
     targets = torch.cat([keys_and_values(model, prefix, x, layers) for x in features]).double()
-    inputs = torch.cat([normal(x) for x in features]).double()
+    inputs = torch.cat([rms_normalize(x) for x in features]).double()
     inputs = torch.cat([inputs, torch.ones(len(inputs), 1).double()], 1)
     with torch.no_grad():
-        code = reducer.trunk(normal(torch.cat(features)))
+        code = reducer.trunk(rms_normalize(torch.cat(features)))
         for number in range(len(layers)):
             found = reducer.heads[number](code).double()
             target = targets[:, 2 * number : 2 * number + 2].flatten(1)

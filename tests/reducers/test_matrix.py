@@ -37,7 +37,7 @@ HALVING = ("tome", "turbo")  # one call merges pairs, so at least half of the to
 # With weights, which stand here as they are before training, but none of them zero.
 SIZES = {"hidden_size": 6, "vision_hidden_size": 8, "width": 12, "heads": 3}
 CHOOSING = {"hidden_size": 6, "width": 12, "heads": 3}
-TRAINED = [("covipal", CHOOSING), ("covipal", {**CHOOSING, "rest": 2})]
+TRAINED = [("covipal", CHOOSING), ("covipal", {**CHOOSING, "summary": 2})]
 TRAINED += [("packer", SIZES), ("packer", {**SIZES, "text": True, "levels": [0.5]})]
 TRAINED += [("falcon", {"hidden_size": 6, "vision_hidden_size": 6})]
 ROUTERS = {"hidden_size": 6, "depth": 4}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_reduce.errors import UserError
-from lit_reduce.ops.clusters import distinctive
+from lit_reduce.ops.clusters import distinctive_tokens
 from lit_reduce.reducer import create
 from lit_reduce.tokens import VisualTokens
 
@@ -67,12 +67,14 @@ def test_restore_keeps_half_and_merges_the_others_around_distinctive_anchors(kee
     chosen = torch.zeros(3, 24, dtype=torch.bool)
     if below:
         chosen.scatter_(1, create("fastervlm")(tokens, below).kept_indices, True)
-    peaks, owner = distinctive(tokens.features, ~chosen, torch.full((3,), keep - below))
+    peaks, assignment = distinctive_tokens(tokens.features, ~chosen, torch.full((3,), keep - below))
     assert torch.equal(reduction.kept_indices, (chosen | peaks).nonzero()[:, 1].view(3, keep))
     assert reduction.size.sum(1).tolist() == [24] * 3, "every token is in one of them"
     for image in range(3):
         for number, anchor in enumerate(reduction.kept_indices[image].tolist()):
-            members = [n for n in range(24) if (n == anchor if chosen[image, anchor] else owner[image, n] == anchor)]
+            members = [
+                n for n in range(24) if (n == anchor if chosen[image, anchor] else assignment[image, n] == anchor)
+            ]
             expected = tokens.features[image, members].mean(0)
             torch.testing.assert_close(reduction.features[image, number], expected)
             assert reduction.size[image, number] == len(members)

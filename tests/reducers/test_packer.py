@@ -58,12 +58,12 @@ def slowly(reducer: Reducer, tokens: VisualTokens, image: int, keep: int) -> Ten
     def branch(name: str, x: Tensor) -> Tensor:
         return normal(f"{name}.3", linear(f"{name}.2", gelu(linear(f"{name}.0", x))))
 
-    _, owner = cells(tokens.grid, tokens.count, keep)
+    _, assignment = cells(tokens.grid, tokens.count, keep)
     features = tokens.features[image].double()
     levels = [tokens.signals[f"encoder@{layer}"][image].double() for layer in reducer.config.levels]
     made = []
     for point in range(keep):
-        inside = [n for n in range(tokens.count) if owner[n] == point]
+        inside = [n for n in range(tokens.count) if assignment[n] == point]
         pooled = sum(features[n] for n in inside) / len(inside)
         query = linear("point", even(pooled))
         if reducer.config.text:

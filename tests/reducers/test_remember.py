@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_reduce.errors import UserError
-from lit_reduce.ops.similarity import normal
+from lit_reduce.ops.similarity import rms_normalize
 from lit_reduce.recall import TokenRecall
 from lit_reduce.reducer import create
 from lit_reduce.tokens import VisualTokens
@@ -33,12 +33,12 @@ def made(reducer: Any, batch: int = 2) -> VisualTokens:
     return VisualTokens(torch.randn(batch, 24, 6, generator=g).double(), (1, 4, 6), signals)
 
 
-def loop(read: Any, hidden: Tensor, memory: Tensor, owner: Tensor) -> Tensor:
+def loop(read: Any, hidden: Tensor, memory: Tensor, assignment: Tensor) -> Tensor:
     """Token by token, head by head."""
     out = hidden.clone()
     width = read.query.out_features // read.heads
     for k in range(len(hidden)):
-        mine = memory[owner == k]
+        mine = memory[assignment == k]
         heads = []
         for h in range(read.heads):
             part = slice(h * width, (h + 1) * width)
@@ -58,15 +58,15 @@ def test_each_token_reads_its_own_region(short: str) -> None:
     reduction = reducer(tokens, 6)
     inner = reducer.short(tokens, 6)
     assert torch.equal(reduction.features, inner.features)
-    wanted = torch.cat([normal(tokens.signal(f"encoder@{level}")) for level in LEVELS], -1)
+    wanted = torch.cat([rms_normalize(tokens.signal(f"encoder@{level}")) for level in LEVELS], -1)
     assert torch.equal(reduction.memory, wanted)
     hidden = torch.randn(2, 6, 6, dtype=torch.float64)
-    owner = reduction.assignment.clone()
-    owner[1, 3] = -1
+    assignment = reduction.assignment.clone()
+    assignment[1, 3] = -1
     for number, layer in enumerate(reducer.recalls(10)):
-        found = reducer(TokenRecall(layer, hidden, reduction.memory, owner))
+        found = reducer(TokenRecall(layer, hidden, reduction.memory, assignment))
         for b in range(2):
-            expected = loop(reducer.reads_again[number], hidden[b], reduction.memory[b], owner[b])
+            expected = loop(reducer.reads_again[number], hidden[b], reduction.memory[b], assignment[b])
             torch.testing.assert_close(found[b], expected)
             assert not torch.allclose(found[b], hidden[b], atol=1e-2)
 
@@ -91,8 +91,11 @@ def test_layers_and_guidance_follow_from_the_settings() -> None:
 
 
 def test_settings_that_cannot_be() -> None:
-    for options in ({"layers": []}, {"layers": 3}):
-        with pytest.raises(UserError, match="must be a list of layers"):
+    for options, message in (
+        ({"layers": []}, "give 1 value at least"),
+        ({"layers": 3}, r"must be of type list\[float\]"),
+    ):
+        with pytest.raises(UserError, match=message):
             build(**options)
     for short in ("grid", "fastv", "flexattention"):
         with pytest.raises(UserError, match=f"short={short}"):

@@ -16,7 +16,7 @@ KEEP, TOLERANCE = 0.4, 1e-4  # float32; weights of std 0.25 make logits of about
 ALL = [family for family in (*FAMILIES, *VIDEO_FAMILIES) if family != "gemma3"]
 TRAINED: dict[str, dict[str, Any]] = {
     "packer": {"width": 16, "heads": 2, "levels": [0.5, -1], "text": True},
-    "covipal": {"width": 16, "heads": 2, "rest": 2},
+    "covipal": {"width": 16, "heads": 2, "summary": 2},
 }
 
 

@@ -173,9 +173,9 @@ def all_ask(self, bank, fresh=0):
 laid, reading = looked.PaddedMemory.__init__, looked.RecallHooks.reading
 WRONG = {
     "keys not turned": ("rotated", unturned),
-    "keys of other places": ("Laid.__init__", elsewhere),
-    "ranked by other cells": ("Laid.__init__", other_cells),
-    "every token asks": ("Recalling.reading", all_ask),
+    "keys of other places": ("PaddedMemory.__init__", elsewhere),
+    "ranked by other cells": ("PaddedMemory.__init__", other_cells),
+    "every token asks": ("RecallHooks.reading", all_ask),
 }
 
 
