@@ -1,4 +1,4 @@
-"""``lit-reduce settings``: the reference of all settings; ``--write`` writes it into a checkout."""
+"""``lit-reduce settings``: the reference of all settings, with defaults and limits."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from lit_reduce.settings.reference import pages, write
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the reference page, or with ``--write`` every generated file below the current folder.
+    """Run the command; ``--write`` writes the reference and the YAML files into a checkout, for its maintainers.
 
     Raises:
         UserError: There are other words.

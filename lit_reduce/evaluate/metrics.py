@@ -1,4 +1,4 @@
-"""Answer accuracy: exact match after removing what does not change the meaning."""
+"""Answer accuracy: exact match after normalising case, punctuation and articles."""
 
 import re
 import string

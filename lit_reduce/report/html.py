@@ -1,4 +1,4 @@
-"""The comparison as one HTML file that needs nothing beside it: tables, plot and pictures inside."""
+"""The comparison as one self-contained HTML file, with tables, plot and pictures inside."""
 
 import base64
 import io

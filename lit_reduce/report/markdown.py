@@ -97,9 +97,10 @@ def _times(report: dict[str, Any]) -> str:
     whole = entries(report)[ALL_TOKENS, None]
     if not report["keeps"]:
         return f"First token with all tokens, ms: {cell(whole)}."
+    flops = ", and FLOPs up to it" if "flops" in whole else ""
     words = (
         f"Time to the first token in ms ({report.get('clock', 'wall')} clock): median [quartiles] of alternating runs "
-        "on one question, the reducer's own time in it, and FLOPs up to it."
+        f"on one question, the reducer's own time in it{flops}."
     )
     return f"{words}\n\n{_by_budget(report, cell, whole)}"
 

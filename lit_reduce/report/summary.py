@@ -119,8 +119,8 @@ def _counts(sound: Sequence[Score], results: Results) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {"kept_spread": counts.std(correction=0).item()}
     kinds = {kind: counts[mine] for kind, mine in _kinds(results).items()}
-    told = {kind: {"mean": x.mean().item(), "spread": x.std(correction=0).item()} for kind, x in kinds.items()}
-    return found | ({"kept_families": told} if told else {})
+    kinds_found = {kind: {"mean": x.mean().item(), "spread": x.std(correction=0).item()} for kind, x in kinds.items()}
+    return found | ({"kept_families": kinds_found} if kinds_found else {})
 
 
 def _kinds(results: Results) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ class TableSettings(ScoreSettings):
     data: str | None = option(AUTO, DATA + "; auto: the default one")
     out: str = option(
         "outputs/table.json",
-        "the table; beside it the same name with .md, .png (accuracy against time), .settings.yaml",
+        "the table; beside it the same name with .md, .png (plot), .settings.yaml",
     )
     limit: int | None = option(2000, "questions; null for all of a file", min=1)
     plugins: str = option(

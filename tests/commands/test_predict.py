@@ -19,8 +19,8 @@ from lit_reduce.settings.predict import PredictSettings
 def settings(tiny_folder: Path, tmp_path: Path) -> PredictSettings:
     noise(1, 64, 48).save(tmp_path / "a.png")
     return PredictSettings(
-        BackboneSettings(str(tiny_folder)), ReducerSettings("fastervlm"), 9, str(tmp_path / "a.png"), "what is red ?",
-        max_new_tokens=3,
+        BackboneSettings(str(tiny_folder)), ReducerSettings("fastervlm"), keep=9, image=str(tmp_path / "a.png"),
+        prompt="what is red ?", max_new_tokens=3,
     )  # fmt: skip
 
 
