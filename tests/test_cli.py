@@ -307,7 +307,7 @@ def test_list_help_and_unknown_verbs(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["predict", "--help"])
     assert stop.value.code == 0
-    assert "# How many tokens of each picture stay" in capfd.readouterr().out
+    assert "# visual tokens that stay of each picture" in capfd.readouterr().out
 
 
 def test_exit_codes(capfd: pytest.CaptureFixture[str]) -> None:
