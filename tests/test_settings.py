@@ -12,6 +12,8 @@ from lit_reduce.options import check, limits_of, option
 from lit_reduce.registry import Reference
 from lit_reduce.settings import references as auto
 from lit_reduce.settings.groups import BackboneSettings
+from lit_reduce.settings.references import with_references
+from lit_reduce.settings.train import DataSettings, TrainSettings
 
 
 @dataclass
@@ -273,3 +275,10 @@ def test_help_shows_comments_and_validate_shows_the_result(configs: Path, capsys
     shown = capsys.readouterr().out
     (configs / "shown.yaml").write_text(shown)
     assert resolve(configs, f"config={configs / 'shown.yaml'}") == resolve(configs, "keep=5")
+
+
+def test_a_program_may_leave_names_to_the_reference_model() -> None:
+    settings = with_references(TrainSettings())
+    assert (settings.backbone.name, settings.data.name) == ("pocket", "pocket")
+    given = TrainSettings(BackboneSettings("somewhere"), data=DataSettings("rows.jsonl"))
+    assert with_references(given) == given

@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from lit_reduce import options
 from lit_reduce.backbones import Backbone, load_backbone
-from lit_reduce.data.jsonl import Row, read_rows
+from lit_reduce.data.jsonl import Row
+from lit_reduce.data.questions import scored_rows
 from lit_reduce.errors import UserError
 from lit_reduce.evaluate.evaluator import evaluate
 from lit_reduce.evaluate.results import Results
@@ -43,15 +44,10 @@ def questions(settings: ScoreSettings) -> list[Row]:
     Raises:
         UserError: No data, a file that is not usable, or a row without an answer.
     """
-    data, sets = settings.data, question_sets()
-    if data is None:
-        known = "".join(f", or data={name}" for name in sets)
+    if settings.data is None:
+        known = "".join(f", or data={name}" for name in question_sets())
         raise UserError(f"no data are given: write data=FILE.jsonl with image, prompt and answer in each line{known}")
-    if data in sets and not Path(data).exists():
-        return list(sets[data](settings.limit or 500))
-    if not Path(data).suffix and not Path(data).exists():
-        raise UserError(f"data={data} is neither a file nor a known set ({', '.join(sets) or 'none'})")
-    return read_rows(data, need_answers=True)[: settings.limit]
+    return list(scored_rows(settings.data, settings.limit)[0])
 
 
 def open_backbone(settings: ScoreSettings) -> Backbone:

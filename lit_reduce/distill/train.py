@@ -21,6 +21,7 @@ from lit_reduce.files import check_writable
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.decoder.attention_rows import from_tower
 from lit_reduce.settings import save
+from lit_reduce.settings.references import with_references
 from lit_reduce.settings.train import TrainSettings
 
 PLUGIN = "plugin"
@@ -34,6 +35,7 @@ def train(settings: TrainSettings) -> None:
     Raises:
         UserError: A setting, the data or the backbone is not usable.
     """
+    settings = with_references(settings)
     check(settings)
     output = Path(settings.output)
     check_writable(output / "table.json")

@@ -1,6 +1,7 @@
 """What ``auto`` stands for: the reference models that installed packages announce."""
 
-from typing import Any
+import typing
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -8,6 +9,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.registry import Reference, default_reference, references
 from lit_reduce.settings.groups import AUTO
 
+T = TypeVar("T")
 NO_BACKBONE = "no reference model is installed: give backbone=FOLDER or a hub id"
 
 
@@ -44,6 +46,18 @@ def fill_rest(settings: Any) -> None:
         if reference is None or reference.plugins is None:
             raise UserError(f"{named} comes with no plug-ins: give plugins=FOLDER")
         settings.plugins = str(reference.plugins)
+
+
+def with_references(settings: T) -> T:
+    """A copy of a settings object in which the names of references stand for ``auto``.
+
+    Raises:
+        UserError: There is nothing that ``auto`` could stand for.
+    """
+    merged = OmegaConf.structured(settings)
+    fill_backbone(merged)
+    fill_rest(merged)
+    return typing.cast("T", OmegaConf.to_object(merged))
 
 
 def _default(otherwise: str) -> Reference:
