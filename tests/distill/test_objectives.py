@@ -115,7 +115,7 @@ def test_a_reducer_that_promises_tokens_must_make_them(
     tiny: Backbone, batch: Batch, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = create("grid")
-    monkeypatch.setattr(type(grid), "guided", "tokens")
+    monkeypatch.setattr(type(grid), "warmup_target", "tokens")
     with pytest.raises(ValueError, match="grid says warmup_target='tokens'"):
         Distiller(tiny.model, grid, make.settings(Path("unused"))).losses(batch)
 
