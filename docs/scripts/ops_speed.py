@@ -85,7 +85,7 @@ def main() -> None:
             words = (torch.randn(batch, 20, count, generator=draw) / 0.2).softmax(-1) / 20
             table = torch.cat([words, 0.5 * (cosine(x) / 0.2).softmax(-1) / count], 1)
             assignment = torch.randint(0, k, (batch, count), generator=draw)
-            rounds = 9 if count < 1000 else 3
+            rounds = 9 if count < 1000 else 2
             pairs = {
                 "dpp_greedy": (lambda: dpp_greedy(kernel, k), lambda: paper_dpp(kernel, k)),  # noqa: B023
                 "coverage": (lambda: coverage(table, k), lambda: paper_coverage(table, k)),  # noqa: B023
