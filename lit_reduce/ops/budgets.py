@@ -86,7 +86,7 @@ def largest_remainder(weights: Tensor, total: int, caps: list[int]) -> Tensor:
     return (whole + (order < missing)).long()
 
 
-def geometric_schedule(shares: list[float], depth: int, tokens: int, keep: int) -> dict[int, int]:
+def geometric_schedule(shares: list[float], depth: int, tokens: int, keep: int, after: bool = False) -> dict[int, int]:
     """Token counts by layer that shrink by a constant factor per stage and end at ``keep``.
 
     Args:
@@ -94,11 +94,12 @@ def geometric_schedule(shares: list[float], depth: int, tokens: int, keep: int) 
         depth: Number of layers.
         tokens: Visual tokens that enter the first layer.
         keep: Visual tokens after the last stage.
+        after: Act on the output of these layers, and so before the next ones, instead of on their input.
 
     Returns:
         ``{layer: tokens that remain from before this layer on}``.
     """
-    layers = sorted({min(depth - 1, max(1, round(share * depth))) for share in shares})
+    layers = sorted({min(depth - 1, max(1, round(share * depth) + after)) for share in shares})
     part = keep / tokens
     return {layer: max(keep, round(tokens * part ** ((i + 1) / len(layers)))) for i, layer in enumerate(layers)}
 

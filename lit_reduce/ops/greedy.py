@@ -10,6 +10,9 @@ from torch import Tensor
 from lit_reduce.ops.selectors import true_indices
 from lit_reduce.ops.similarity import cosine
 
+CACHED = 1 << 18  # numbers that the cache of a processor core holds
+LAZY = 32  # tokens that are evaluated again at each step of `coverage`
+
 
 def farthest_point(features: Tensor, k: int) -> Tensor:
     """Farthest-point selection: maximise the smallest cosine distance between selected tokens.
@@ -68,18 +71,47 @@ def coverage(table: Tensor, k: int, weight: Tensor | None = None, bonus: Tensor 
         weight: ``[B, N]``, factor on the gain of each token.
         bonus: ``[B, N]``, added to the gain of each token.
     """
-    table = table.detach().transpose(1, 2).contiguous()  # [B, N, M]: sums run along memory, a pick is one row
-    rows = torch.arange(len(table), device=table.device)
-    covered = torch.zeros_like(table[:, :1])
-    chosen = torch.zeros_like(table[..., 0], dtype=torch.bool)
+    table = table.detach()
+    weight = torch.ones_like(table[:, 0]) if weight is None else weight
+    bonus = torch.zeros_like(table[:, 0]) if bonus is None else bonus
+    if table.device.type == "cpu":
+        return torch.stack([_cover_lazily(*image, k) for image in zip(table, weight, bonus, strict=True)])
+    bonus, covered, picks = bonus.to(table.dtype, copy=True), torch.zeros_like(table[..., :1]), []
     for _ in range(k):
-        gain = (table - covered).clamp_min_(0).sum(-1)
-        gain = gain if weight is None else gain * weight
-        gain = gain if bonus is None else gain + bonus
-        pick = gain.masked_fill(chosen, -torch.inf).argmax(-1)
-        chosen[rows, pick] = True
-        covered = torch.maximum(covered, table[rows, pick, None])
-    return true_indices(chosen, k)
+        gain = (table - covered).clamp_min_(0).sum(1)
+        picks.append(torch.addcmul(bonus, gain, weight).argmax(-1, keepdim=True))
+        bonus.scatter_(1, picks[-1], -torch.inf)
+        covered = torch.maximum(covered, table.gather(2, picks[-1][:, None].expand(-1, table.shape[1], -1)))
+    return torch.cat(picks, 1).sort(-1).values
+
+
+def _cover_lazily(table: Tensor, weight: Tensor, bonus: Tensor, k: int) -> Tensor:
+    """`coverage` of the table of one image ``[M, N]`` with few evaluations, for processors.
+
+    Gains never grow, so those of earlier steps are upper bounds: usually a few tokens are evaluated again, and the best
+    of them exceeds the bounds of all others (lazy greedy, Minoux 1978). Otherwise all are evaluated.
+    """
+    columns, bonus = table.T.contiguous(), bonus.to(table.dtype, copy=True)
+    covered = torch.zeros_like(columns[0])
+
+    def value(tokens: Tensor) -> Tensor:
+        gain = columns.index_select(0, tokens).sub_(covered).clamp_min_(0).sum(1)
+        return torch.addcmul(bonus.index_select(0, tokens), gain, weight.index_select(0, tokens))
+
+    parts = torch.arange(len(columns)).split(max(1, CACHED // len(covered)))
+    bounds, picks = torch.cat([value(part) for part in parts]), []
+    few = min(LAZY, len(columns) - 1)
+    for _ in range(k):
+        high, order = bounds.topk(few + 1)
+        bounds.index_copy_(0, order[:few], value(order[:few]))
+        pick = int(bounds.argmax())
+        if few and not bounds[pick] > high[few]:
+            bounds = torch.cat([value(part) for part in parts])
+            pick = int(bounds.argmax())
+        picks.append(pick)
+        bonus[pick] = bounds[pick] = -torch.inf
+        torch.maximum(covered, columns[pick], out=covered)
+    return torch.tensor(sorted(picks))
 
 
 def dpp_greedy(kernel: Tensor, k: int) -> Tensor:
@@ -95,18 +127,18 @@ def dpp_greedy(kernel: Tensor, k: int) -> Tensor:
     Source: Chen et al., arXiv 1709.05135, algorithm 1, as used by CDPruner (arXiv 2506.10967).
     """
     kernel = kernel.detach()
-    quality = kernel.diagonal(dim1=1, dim2=2)
+    gain = kernel.diagonal(dim1=1, dim2=2).clone()  # its own memory: a diagonal has a stride of N + 1
+    floor, last = 1e-5 * gain, gain - gain.amax(-1, keepdim=True) - 1
+    directions, picks = kernel.new_zeros(len(kernel), k, kernel.shape[-1]), []
     rows = torch.arange(len(kernel), device=kernel.device)
-    last = quality - quality.amax(-1, keepdim=True) - 1
-    gain, directions = quality, kernel.new_zeros(len(kernel), k, kernel.shape[-1])
-    chosen = torch.zeros_like(gain, dtype=torch.bool)
     for step in range(k):
-        useful = gain > 1e-5 * quality
-        pick = torch.where(useful, gain, last).masked_fill(chosen, -torch.inf).argmax(-1)
-        chosen[rows, pick] = True
-        past = directions[:, :step]
-        seen = (past[rows, :, pick][:, None] @ past)[:, 0]
-        ahead = (kernel[rows, pick] - seen) / gain[rows, pick].clamp_min(1e-12).sqrt()[:, None]
-        directions[:, step] = ahead * useful[rows, pick][:, None]
-        gain = gain - directions[:, step].square()
-    return true_indices(chosen, k)
+        pick = torch.where(gain > floor, gain, last).argmax(-1, keepdim=True)
+        best, past = gain.gather(1, pick), directions[:, :step]
+        scale = best.masked_fill_(best <= floor.gather(1, pick), torch.inf).rsqrt()  # 0 beyond the rank
+        seen = past[rows, :, pick[:, 0]][:, None]
+        ahead = torch.baddbmm(kernel[rows, pick[:, 0]][:, None], seen, past, alpha=-1)[:, 0].mul_(scale)
+        directions[:, step] = ahead
+        gain = gain.addcmul_(ahead, ahead, value=-1).scatter_(1, pick, -torch.inf)
+        last = last.scatter_(1, pick, -torch.inf)
+        picks.append(pick)
+    return torch.cat(picks, 1).sort(-1).values

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lit_reduce.ops.cells import cells
-from lit_reduce.ops.similarity import cosine, gather_tokens, to_float32
+from lit_reduce.ops.similarity import cosine, gather_tokens, to_float32, unit
 
 
 def average_pool(features: Tensor, grid: tuple[int, int, int], k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,10 +77,12 @@ def merge_mean(features: Tensor, assignment: Tensor, k: int, weight: Tensor | No
     Returns:
         Means ``[B, k, D]`` in the dtype of the features, and the summed weights ``[B, k]``.
     """
-    share = _shares(features, assignment, k)
-    share = share if weight is None else share * to_float32(weight)[:, None]
-    mass = share.sum(-1)
-    return (share @ to_float32(features) / mass.clamp_min(1e-12)[..., None]).to(features.dtype), mass
+    x = to_float32(features)
+    weight = torch.ones_like(x[..., 0]) if weight is None else to_float32(weight)
+    mass = _group_sum(weight[..., None], assignment, k)[..., 0]
+    return (_group_sum(x * weight[..., None], assignment, k) / mass.clamp_min(1e-12)[..., None]).to(
+        features.dtype
+    ), mass
 
 
 def merge_sum(features: Tensor, assignment: Tensor, kept_indices: Tensor) -> Tensor:
@@ -149,15 +151,16 @@ def mean_pairwise_cosine(features: Tensor, assignment: Tensor, k: int) -> Tensor
         assignment: ``[B, N]`` or ``[N]``, the group of each token, below ``k``; -1 for none.
         k: Number of groups.
     """
-    units = torch.nn.functional.normalize(to_float32(features), dim=-1)
-    share = _shares(features, assignment.expand(len(features), -1), k)
-    size = share.sum(-1)
-    pairs = (share @ units).square().sum(-1) - size
+    units, groups = unit(features), assignment.expand(len(features), -1)
+    size = _group_sum(torch.ones_like(units[..., :1]), groups, k)[..., 0]
+    pairs = _group_sum(units, groups, k).square().sum(-1) - size
     return torch.where(size > 1, pairs / (size * (size - 1)).clamp_min(1), 1.0)
 
 
-def _shares(features: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """``[B, k, N]``, one where the token goes."""
-    return (assignment[:, None] == torch.arange(k, device=assignment.device)[:, None]).to(
-        to_float32(features[:1, :1]).dtype
-    )
+def _group_sum(x: Tensor, assignment: Tensor, k: int) -> Tensor:
+    """Sum ``x`` ``[B, N, D]`` over the tokens of each of ``k`` groups ``[B, k, D]``; group -1 is dropped."""
+    batch = len(x)
+    # Rows added to one matrix: several times as fast as a scatter or a product with one-hot rows.
+    index = torch.where(assignment < 0, k, assignment) + (k + 1) * torch.arange(batch, device=x.device)[:, None]
+    sums = x.new_zeros(batch * (k + 1), x.shape[2]).index_add(0, index.flatten(), x.flatten(0, 1))
+    return sums.view(batch, k + 1, -1)[:, :k]

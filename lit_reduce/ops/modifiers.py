@@ -15,9 +15,9 @@ def centre(features: Tensor) -> Tensor:
 
 
 def min_max(scores: Tensor, floor: float = 0.0) -> Tensor:
-    """Min-max normalise scores ``[B, N]`` to [floor, 1 + floor] per image; equal scores all become ``floor``."""
+    """Min-max normalise scores ``[B, N]`` per image: ``(s - min + floor) / (max - min)``; equal scores stay equal."""
     low, high = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
-    return (scores - low) / (high - low).clamp_min(1e-12) + floor
+    return (scores - low + floor) / (high - low).clamp_min(max(floor, 1e-12))
 
 
 def unit_length(scores: Tensor) -> Tensor:
@@ -49,8 +49,8 @@ def with_neighbours(chosen: Tensor, grid: tuple[int, int, int], wrap: bool = Fal
     Args:
         chosen: ``[B, N]`` bool.
         grid: Frames, rows, columns; if newline tokens make N differ, all tokens count as one row.
-        wrap: Let the right neighbour of the last token of a row be the first token of the next row (official code of
-            HiPrune).
+        wrap: As index arithmetic of the official code of HiPrune has it: left and right neighbours are those in raster
+            order, and one above the first or below the last row is the first or last token of the frame.
     """
     frames, rows, columns = grid if math.prod(grid) == chosen.shape[-1] else (1, 1, chosen.shape[-1])
     here = chosen.view(-1, frames, rows, columns)
@@ -60,4 +60,7 @@ def with_neighbours(chosen: Tensor, grid: tuple[int, int, int], wrap: bool = Fal
     side, target = (here.flatten(2), grown.flatten(2)) if wrap else (here, grown)
     target[..., 1:] |= side[..., :-1]
     target[..., :-1] |= side[..., 1:]
+    if wrap:
+        target[..., 0] |= here[:, :, 0].any(-1)
+        target[..., -1] |= here[:, :, -1].any(-1)
     return grown.flatten(1)

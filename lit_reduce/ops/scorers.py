@@ -56,37 +56,39 @@ def single_head_attention(query: Tensor, keys: Tensor) -> Tensor:
 
 
 def information_flow(attention: Tensor, values: Tensor, reader: Tensor, heads: int = 1) -> Tensor:
-    """Information flow into the reading token: FlowCut (arXiv 2505.19536).
+    """Information flow into the reading token (CLS): ``(relevance + meaning) * size``.
 
-    ``(relevance + meaning) * size``: the attention, renormalised; the softmax of value products with the reader,
-    unscaled, mean over heads; the L1 norm of the value, mean over heads.
+    Relevance is the attention, meaning the unscaled softmax of value products with the reader, the reader itself among
+    them, averaged over heads; both are normalised over the tokens. Size is the L1 norm of the mean value over heads.
 
     Args:
         attention: ``[B, N]``.
-        values: ``[B, N, D]``, heads side by side.
-        reader: ``[B, D]`` value of the reading token (CLS).
-        heads: In how many heads the values fall.
+        values: ``[B, N, D]``, heads concatenated.
+        reader: ``[B, D]``, value of the reading token.
+        heads: Number of heads in the values.
+
+    Source: FlowCut, arXiv 2505.19536.
     """
-    split = to_float32(values).unflatten(-1, (heads, -1))
-    meaning = torch.einsum("bnhd,bhd->bhn", split, to_float32(reader).unflatten(-1, (heads, -1))).softmax(-1).mean(1)
-    size = split.mean(2).abs().sum(-1)
-    relevance = to_float32(attention) / to_float32(attention).sum(-1, keepdim=True).clamp_min(1e-12)
-    score: Tensor = (relevance + meaning) * size
+    split, query = to_float32(values).unflatten(-1, (heads, -1)), to_float32(reader).unflatten(-1, (heads, -1))
+    products = torch.einsum("bnhd,bhd->bhn", torch.cat([query[:, None], split], 1), query)
+    relevance, meaning = to_float32(attention), products.softmax(-1)[..., 1:].mean(1)
+    parts = [x / x.sum(-1, keepdim=True).clamp_min(1e-12) for x in (relevance, meaning)]
+    score: Tensor = (parts[0] + parts[1]) * split.mean(2).abs().sum(-1)
     return score
 
 
 def text_raters(rows: Tensor, mask: Tensor) -> Tensor:
-    """Prompt tokens that attend to the image more than the average prompt token ``[B, T]`` bool.
+    """Prompt tokens that attend to the image more than the average one of those that see it ``[B, T]`` bool.
 
-    SparseVLM (arXiv 2410.04417) selects raters by their embeddings; attention is our substitute.
+    Text before the image does not see it, pays it no attention, and does not count. SparseVLM (arXiv 2410.04417)
+    selects raters by their embeddings; attention is our substitute.
 
     Args:
         rows: ``[B, T, N]``, attention of prompt tokens to visual tokens.
         mask: ``[B, T]``, true at real prompt tokens.
     """
-    real = mask.bool()
-    share = to_float32(rows).sum(-1).masked_fill(~real, 0)
-    return (share * real.sum(-1, keepdim=True) > share.sum(-1, keepdim=True)) & real
+    share = to_float32(rows).sum(-1).masked_fill(~mask.bool(), 0)
+    return share * (share > 0).sum(-1, keepdim=True) > share.sum(-1, keepdim=True)
 
 
 def rater_scores(rows: Tensor, who: Tensor) -> Tensor:

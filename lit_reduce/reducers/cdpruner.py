@@ -1,4 +1,4 @@
-"""CDPruner: a determinantal point process, diverse and relevant to the prompt at once."""
+"""CDPruner: a determinantal point process that selects diverse and relevant tokens."""
 
 from dataclasses import dataclass
 
@@ -21,25 +21,27 @@ class CDPrunerConfig(ReducerConfig):
 
 @register
 class CDPruner(Reducer):
-    """Kernel ``r_i cos(v_i, v_j) r_j`` on the tower's features, greedy MAP; relevance r min-max normalised per image.
+    """Greedy MAP of a DPP with kernel ``r_i cos(x_i, x_j) r_j``: projected tokens x, min-max normalised relevance r.
 
-    The paper's relevance is a cosine in CLIP's joint space, which needs CLIP's text tower and projections, absent from
-    LLaVA checkpoints; cosines of projected tokens with the prompt's embeddings are our reading. The official code
-    negates the cosine (``parity="official"``), and normalises over the whole batch, which we never do.
+    The relevance of the paper and of the official code is a cosine with CLIP text embeddings, which needs the text
+    tower and the projections of CLIP; LLaVA checkpoints lack both. Ours is the mean cosine of the projected token with
+    the prompt's embeddings. The official code negates the cosines (``parity="official"``), where the paper does not,
+    and normalises over the whole batch; ours normalises per image, so that the batch does not matter. The kernel is
+    that of the official code.
     """
 
     name = "cdpruner"
-    signals = frozenset({"text", "encoder"})
+    signals = frozenset({"text"})
     paper = "CDPruner, arXiv 2506.10967"
     config_class = CDPrunerConfig
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Of tokens beyond the kernel's rank the more relevant stay."""
+        """Beyond the rank of the kernel the more relevant tokens are selected."""
         cosines = text_relevance(tokens.features, tokens.signal("text"), tokens.signal("text_mask"))
         relevance = min_max(-cosines if self.config.parity == "official" else cosines, floor=1e-6)
         theta = self.config.theta
         weight = relevance if theta < 0 else (relevance * theta / (2 * (1 - theta))).exp()
-        alike = cosine(tokens.signal("encoder"))
-        alike.diagonal(dim1=1, dim2=2).fill_(1)  # not 0.9999999: among equals rounding must not decide
+        alike = cosine(tokens.features)
+        alike.diagonal(dim1=1, dim2=2).fill_(1)  # not 0.9999999: rounding must not decide between equal tokens
         kernel = weight[:, :, None] * alike * weight[:, None]
         return Reduction(dpp_greedy(kernel, keep), scores=relevance)

@@ -1,4 +1,4 @@
-"""DART: a few pivots, and the tokens least like them."""
+"""DART: keep a few pivot tokens and the tokens least similar to them."""
 
 from dataclasses import dataclass
 
@@ -22,11 +22,14 @@ class DartConfig(ReducerConfig):
 
 @register
 class Dart(Reducer):
-    """Pivots are the tokens with the largest L1 norm; each in turn adds those least similar to it.
+    """Pivots are the tokens with the largest L1 norm; each in turn adds the tokens least similar to it.
 
-    The paper acts behind a layer of the language model, with norms of keys; on the projected tokens and the prompt's
-    embeddings it is our reading. Pivots go in the order of their norms: the official order is that of a Python set.
-    Exactly K stay, where the official code keeps 188, 132 and 68 of 192, 128 and 64 asked for.
+    The paper acts after a layer of the language model, with norms of keys; we act on projected tokens and prompt
+    embeddings (our reading). Pivots are ordered by their norms, where the official code iterates over a Python set.
+    Exactly K tokens are kept; the official code adds ``int(K / 8)`` tokens per pivot to the 4 image pivots and so keeps
+    196, 132 and 68 of 192, 128 and 64.
+
+    Source: DART, arXiv 2502.11494.
     """
 
     name = "dart"
@@ -35,7 +38,7 @@ class Dart(Reducer):
     config_class = DartConfig
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Short prompts repeat their strongest token as pivot."""
+        """A prompt with too few tokens repeats its strongest one as pivot."""
         x, text, mask = tokens.features, tokens.signal("text"), tokens.signal("text_mask").bool()
         order = ranks(key_norm(x))
         kept = order < min(self.config.image_pivots, keep)

@@ -1,4 +1,4 @@
-"""FlowCut: fewer tokens every other block of the vision tower, by what flows from them to CLS."""
+"""FlowCut: prune in every second block of the vision tower by the information flow into CLS."""
 
 from dataclasses import dataclass
 
@@ -21,12 +21,14 @@ class FlowCutConfig(ReducerConfig):
 
 @register
 class FlowCut(ScoringReducer):
-    """Scores a token by ``(relevance + meaning) * size`` of what CLS reads from it, see `information_flow`.
+    """Scores a token by ``(relevance + meaning) * size`` of the information that CLS reads from it.
 
-    With r blocks to go ``(n - K) / sqrt(r) * pace`` of n tokens leave, at the end all but K. The paper's pace follows
-    the entropy of the attention, its official code takes the fastest of a batch; one number for all pictures is our
-    reading, since a batch must have one count. So are the score of the block just before instead of a running mean over
-    blocks, and the attention-weighted mean of values for the value of CLS.
+    See `information_flow`. With r blocks left ``(n - K) / sqrt(r) * pace`` of n tokens are dropped, in the last one all
+    but K. The paper's pace follows the entropy of the attention, and its official code takes the fastest of a batch; a
+    constant for all images is our reading, since a batch must have one count. So are the scores of the previous block
+    alone instead of a running mean over blocks, and the attention-weighted mean of values in place of the value of CLS.
+
+    Source: FlowCut, arXiv 2505.19536.
     """
 
     name = "flowcut"
@@ -37,7 +39,7 @@ class FlowCut(ScoringReducer):
     config_class = FlowCutConfig
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
-        """Before every second block, counted from the last one."""
+        """Stages before every second block, counted from the last one."""
         left, now = {}, tokens
         for layer in range(depth - 1, 0, -2)[::-1]:
             rest = depth - 1 - layer

@@ -1,4 +1,4 @@
-"""HiPrune: anchors that middle layers attend to, their neighbours, and registers that deep layers attend to."""
+"""HiPrune: most attended tokens of a middle tower layer, their neighbours, and most attended ones of a deep layer."""
 
 from dataclasses import dataclass
 
@@ -22,10 +22,14 @@ class HiPruneConfig(ReducerConfig):
 
 @register
 class HiPrune(ScoringReducer):
-    """``round(K alpha / 5)`` anchors with their neighbours, the rest by the received attention of a deep layer.
+    """Keeps ``round(K alpha / 5)`` anchors with their four neighbours, and the rest by attention in a deep layer.
 
-    The official code takes the first token of the next row for the right neighbour of a row's last one; the paper's
-    four neighbours stop at the border. ``parity="official"`` has the former.
+    Both attentions are what a token receives, mean over heads and queries. The paper's four neighbours end at the
+    border of the image. In the official code (``parity="official"``) the neighbour beside the border is the next token
+    in raster order, in the row above or below, and a neighbour above the first or below the last row is the first or
+    the last token of the image.
+
+    Source: HiPrune, arXiv 2508.00553.
     """
 
     name = "hiprune"
@@ -38,11 +42,11 @@ class HiPrune(ScoringReducer):
         self.signals = frozenset({"received", f"received@{self.config.layer}"})
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """The deep layer's received attention ``[B, N]``."""
+        """Attention received in the deep layer ``[B, N]``."""
         return tokens.signal("received").float()
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Anchors and neighbours rank above all registers; more of them than the budget go by the deep attention."""
+        """Anchors and neighbours come first; if they exceed the budget, those with the most deep attention."""
         deep = self.score(tokens)
         kept_indices = ranks(tokens.signal(f"received@{self.config.layer}")) < round(keep * self.config.alpha / 5)
         protected = with_neighbours(kept_indices, tokens.grid, wrap=self.config.parity == "official")

@@ -1,4 +1,4 @@
-"""MMTok: the subset that best covers both the question and the picture."""
+"""MMTok: the subset of tokens that best covers the prompt and the image."""
 
 from dataclasses import dataclass
 
@@ -23,10 +23,13 @@ class MMTokConfig(ReducerConfig):
 
 @register
 class MMTok(Reducer):
-    """Facility location over rows for each prompt token and each visual token, both softmax over the candidates.
+    """Facility location over a row for each prompt token and each visual token, softmax over the candidates.
 
-    Text rows compare prompt embeddings with projected tokens, picture rows the tower's features. The paper embeds the
-    words of the question without stop words; the whole prompt is our reading, since a reducer sees no strings.
+    Text rows compare prompt embeddings with projected tokens, image rows compare tower features. The official code
+    embeds the words of the question without stop words; we use the whole prompt, since a reducer gets no strings (our
+    reading).
+
+    Source: MMTok, arXiv 2508.18264.
     """
 
     name = "mmtok"
@@ -35,7 +38,7 @@ class MMTok(Reducer):
     config_class = MMTokConfig
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Greedy, image by image."""
+        """Greedy selection per image."""
         chosen = self.config
         text, mask = tokens.signal("text"), tokens.signal("text_mask")
         words = text_coverage(tokens.features, text, mask, chosen.text_temperature)

@@ -1,5 +1,6 @@
-"""MustDrop: even windows of the picture merge early, and words of the prompt drop tokens later."""
+"""MustDrop: merge uniform windows in the vision tower, and prune by the attention of the text in the decoder."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +23,14 @@ class MustDropConfig(ReducerConfig):
 
 @register
 class MustDrop(Reducer):
-    """First stage: after the tower's first block, windows of like tokens become one, at their last token's place.
+    """First stage: after the first tower block, windows of similar tokens become one, at the window's last position.
 
-    The paper merges each window whose mean pairwise cosine is at least 0.8, as many as the picture has. With a budget
-    the most alike windows merge until K tokens are left (64 of 576 are all of them); what is then still too much goes
-    by CLS attention, a window by its sum: our reading. The decoder's stage is `mustdrop_prefill`.
+    The paper merges every window with a mean pairwise cosine of at least 0.8, as many as an image has. With a budget
+    the most similar windows are merged until K tokens remain (64 of 576 are all of them); of what exceeds the budget
+    the tokens with the least CLS attention are dropped, a window counting with its sum: our reading. The stage in the
+    decoder is `mustdrop_prefill`.
+
+    Source: MustDrop, arXiv 2411.10803.
     """
 
     name = "mustdrop"
@@ -38,11 +42,11 @@ class MustDrop(Reducer):
     config_class = MustDropConfig
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:  # noqa: ARG002
-        """Once, before the second block."""
+        """One stage, before the second block."""
         return {1: keep}
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Merge, then drop."""
+        """Merge windows, then drop tokens."""
         x, attention, count = tokens.features, tokens.signal("cls").float(), tokens.count
         here = torch.arange(count, device=x.device).expand(len(x), -1)
         frames, rows, columns = tokens.grid
@@ -73,29 +77,40 @@ class MustDropPrefillConfig(ReducerConfig):
     layers: str = option("0.0625,0.1875,0.46875", "where, as shares of the depth (2, 6, 15)")
     mean_threshold: float = option(0.001, "least share of all attention that the words pay")
     max_threshold: float = option(0.001, "least attention that one word pays")
+    key_share: float = option(0.08, "share of the image that is never dropped, by CLS attention", min=0, max=1)
 
 
 @register
 class MustDropPrefill(ScoringReducer):
-    """Second stage: a token goes when the words' summed share and the largest of one word are both below thresholds.
+    """Second stage: drops tokens whose share of the text's attention and largest attention are below thresholds.
 
-    With a budget in the place of a picture's own count the tokens farthest above either threshold stay: our reading.
-    The budget is that of the last stage; equal shares go at each before. Thresholds are the paper's for 192 tokens.
+    As in the official code, a stage reads the attention of its layer and drops from its output, and the key set, the 8
+    % of the image with the most CLS attention in the last tower layer, is never dropped. The official code keeps as
+    many tokens as pass; with a budget those that exceed either threshold by the largest factor are kept, and of a key
+    set larger than the budget the same (our reading). The budget is the count after the last stage, with a constant
+    ratio per stage. Thresholds are the paper's for 192 tokens.
+
+    Source: MustDrop, arXiv 2411.10803.
     """
 
     name = "mustdrop_prefill"
     site = "decoder"
-    signals = frozenset({"text_rows"})
+    signals = frozenset({"text_rows", "cls@-1"})
     paper = "MustDrop, arXiv 2411.10803"
     config_class = MustDropPrefillConfig
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
-        """Three stages."""
-        return geometric_schedule([float(share) for share in self.config.layers.split(",")], depth, tokens, keep)
+        """Stages behind the layers of the settings."""
+        shares = [float(share) for share in self.config.layers.split(",")]
+        return geometric_schedule(shares, depth, tokens, keep, after=True)
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """How many times its threshold the better of the two is ``[B, N]``."""
+        """The larger factor by which a token exceeds its thresholds ``[B, N]``; the key set scores above all others."""
         rows = tokens.signal("text_rows").float().masked_fill(~tokens.signal("text_mask").bool()[..., None], 0)
         total = rows.sum(1)
         share = total / total.sum(-1, keepdim=True).clamp_min(1e-12)
-        return torch.maximum(share / self.config.mean_threshold, rows.amax(1) / self.config.max_threshold)
+        factor = torch.maximum(share / self.config.mean_threshold, rows.amax(1) / self.config.max_threshold)
+        # No stage drops a key token, so those that remain are still the first of the whole image.
+        whole = tokens.count if tokens.course is None else tokens.course.tokens
+        key = ranks(tokens.signal("cls@-1").float()) < math.ceil(self.config.key_share * whole)
+        return torch.where(key, factor + factor.amax(-1, keepdim=True) + 1, factor)

@@ -1,4 +1,4 @@
-"""LLaVA-PruMerge and PruMerge+: outliers of attention stay, and take in what resembles them."""
+"""LLaVA-PruMerge and PruMerge+: keep outliers of CLS attention and merge similar tokens into them."""
 
 from dataclasses import dataclass
 
@@ -25,12 +25,15 @@ class PruMergeConfig(ReducerConfig):
 
 @register
 class PruMerge(Reducer):
-    """The most attended tokens, each plus its neighbours times their attention; one more holds what is dropped.
+    """Keeps the tokens with the most CLS attention, each plus its attention-weighted neighbours, and one summary token.
 
-    Attention is that of CLS in the last tower layer with all heads as one, over the patches alone (the paper's softmax
-    has CLS too). The extra token is the attention-weighted sum of all dropped ones, at the place of the first of them.
-    The paper's count, outliers beyond 1.5 interquartile ranges, differs from picture to picture; exactly K is our
-    reading, and ``adaptive`` the paper's. Merging projected tokens, not the tower's, is our reading too.
+    Attention is that of CLS in the last tower layer with all heads taken as one, over the patches alone (the paper's
+    softmax includes CLS). The summary token is the attention-weighted sum of all dropped tokens, at the position of the
+    most attended of them. The number of kept tokens in the paper, outliers beyond 1.5 interquartile ranges, differs per
+    image; exactly K is our reading, and ``adaptive`` is the paper's. Merging projected tokens instead of tower features
+    is our reading too.
+
+    Source: LLaVA-PruMerge, arXiv 2403.15388.
     """
 
     name = "prumerge"
@@ -40,7 +43,7 @@ class PruMerge(Reducer):
     config_class = PruMergeConfig
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """With ``adaptive`` fewer than K may be valid."""
+        """With ``adaptive`` fewer than K tokens may be valid."""
         x, keys = tokens.features, tokens.signal("keys@-1")
         attention = single_head_attention(tokens.signal("cls_query@-1"), keys)
         chosen = self.choose(attention, keep - 1) if keep > 1 else torch.zeros_like(attention, dtype=torch.bool)
@@ -52,18 +55,21 @@ class PruMerge(Reducer):
         return Reduction(kept_indices, features=made, valid=valid if self.config.adaptive else None, scores=attention)
 
     def choose(self, attention: Tensor, k: int) -> Tensor:
-        """Tokens that stay beside the extra one ``[B, N]`` bool, ``k`` or with ``adaptive`` fewer, at least 1."""
+        """Tokens that are kept beside the summary ``[B, N]`` bool: ``k``, or with ``adaptive`` 1 to ``k``."""
         count = outlier_count(attention).clamp(1, k)[:, None] if self.config.adaptive else k
         return ranks(attention) < count
 
 
 @register
 class PruMergePlus(PruMerge):
-    """PruMerge with tokens at an even stride beside the most attended.
+    """PruMerge that also keeps tokens at an even stride.
 
-    A quarter of K by attention, the others spread evenly over what is left: our reading of a fixed count. ``adaptive``
-    is the paper's: outliers, their share p, and every ``int(int(1 / p) / 3)``-th token, as far as K reaches; outliers
-    first. Where the official code stops with an error, for p of a third and more, all tokens are candidates.
+    A quarter of K by attention, the others evenly spread over the rest: our reading of a fixed count. ``adaptive`` is
+    the rule of the paper and the official code: outliers, whose share is p, and every ``int(int(1 / p) / 3)``-th token
+    from the first to the last but one, up to K tokens, outliers first. If p is a third or more, where the official code
+    fails, all these tokens are candidates.
+
+    Source: LLaVA-PruMerge+, arXiv 2403.15388.
     """
 
     name = "prumerge_plus"
@@ -76,7 +82,8 @@ class PruMergePlus(PruMerge):
             outliers = outlier_count(attention).clamp_min(1)[:, None]
             top = ranks(attention) < outliers
             step = (count // outliers // 3).clamp_min(1)
-            wanted = top | (torch.arange(count, device=attention.device) % step == 0)
+            index = torch.arange(count, device=attention.device)
+            wanted = top | ((index % step == 0) & (index < count - 1))  # the official range ends before the last one
             return ranks(attention + top + wanted) < wanted.sum(-1, keepdim=True).clamp_max(k)
         few = round((k + 1) / 4)
         chosen = ranks(attention) < few

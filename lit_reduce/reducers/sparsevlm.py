@@ -1,4 +1,4 @@
-"""SparseVLM: words that look at the picture judge its tokens, and what is dropped leaves a few means behind."""
+"""SparseVLM: attention of selected text tokens ranks visual tokens, and dropped tokens are merged into clusters."""
 
 from dataclasses import dataclass
 
@@ -24,12 +24,16 @@ class SparseVLMConfig(ReducerConfig):
 
 @register
 class SparseVLM(Reducer):
-    """Score: attention of the rater words, mean over heads and raters. Of the dropped 30 % are recycled into clusters.
+    """Scores a token by the attention of rater tokens, mean over heads; 30 % of the dropped tokens become clusters.
 
-    Raters are words that pay the picture more attention than the mean word (the paper: whose embedding does, in a
-    softmax of products; a reducer inside the decoder sees no embeddings of the picture, so attention is our reading).
-    The budget is what is left after the last stage, recycled tokens included; equal shares go at each stage, where the
-    paper has tables: 309, 204 and 113 make its 192. Positions stay original, clusters stand at their peaks.
+    As in the official code, a stage reads the attention of its layer (2, 6, 15 of 32) and drops from its output. Raters
+    are text tokens behind the image that attend to it more than the average one. The official code selects them once,
+    by a softmax of products of embeddings, which are not available between decoder layers (our reading). The budget is
+    the count after the last stage, clusters included, with a constant ratio per stage; the official code has tables:
+    309, 204 and 113 for 192. Positions stay original and a cluster has that of its centre, where the official code
+    appends clusters and renumbers.
+
+    Source: SparseVLM, arXiv 2410.04417.
     """
 
     name = "sparsevlm"
@@ -40,11 +44,12 @@ class SparseVLM(Reducer):
     config_class = SparseVLMConfig
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
-        """Three stages."""
-        return geometric_schedule([float(share) for share in self.config.layers.split(",")], depth, tokens, keep)
+        """Stages behind the layers of the settings."""
+        shares = [float(share) for share in self.config.layers.split(",")]
+        return geometric_schedule(shares, depth, tokens, keep, after=True)
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Kept tokens are copies; `dpc_knn` on the recycled ones."""
+        """Kept tokens are copies; recycled ones are clustered by `dpc_knn`."""
         x, rows = tokens.features, tokens.signal("text_rows").float()
         score = rater_scores(rows, text_raters(rows, tokens.signal("text_mask")))
         kept, recycled, clusters = recycled_split(tokens.count, keep)

@@ -1,4 +1,4 @@
-"""VisionDrop: a pyramid inside the language model that asks only the picture itself."""
+"""VisionDrop: pyramid pruning in the decoder by visual-to-visual attention, without the prompt."""
 
 from dataclasses import dataclass
 
@@ -18,24 +18,30 @@ class VisionDropConfig(ReducerConfig):
 
 @register
 class VisionDrop(Reducer):
-    """Tokens that visual tokens attend to stay; a few contextual ones take in the rest, three times on the way.
+    """Keeps the tokens that receive the most attention from visual tokens in the decoder, and merges the others.
 
-    The paper reads visual-to-visual attention of the language model; the signal here is that of the vision tower,
-    carried along: our reading. What is compared is the hidden state, not keys. Its stage in the encoder is `visionzip`,
-    which can be attached beside this one. The budget is what is left after the last stage, equal shares go at each.
+    Contextual tokens are sums as in the official code: a token plus the mean of those assigned to it. The official code
+    reads the attention of all visual tokens in the layer that follows, and compares its keys; ours reads up to 64
+    evenly spaced visual tokens in the layer before, whose attention is computed anyway, and compares hidden states (our
+    reading). Positions stay original, where the official code renumbers. The paper's stage in the encoder is
+    `visionzip`, which can be attached as well. The budget is the count after the last stage, with a constant ratio per
+    stage.
+
+    Source: VisionDrop, arXiv 2506.22283.
     """
 
     name = "visiondrop"
     kind = "resample"
     site = "decoder"
-    signals = frozenset({"received"})
+    signals = frozenset({"image_rows"})
     paper = "VisionDrop, arXiv 2506.22283"
     config_class = VisionDropConfig
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
-        """Three stages."""
+        """Stages before the layers of the settings."""
         return geometric_schedule([float(share) for share in self.config.layers.split(",")], depth, tokens, keep)
 
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
         """See `dominant_and_contextual`."""
-        return dominant_and_contextual(tokens.features, tokens.signal("received").float(), tokens.features, keep)
+        received = tokens.signal("image_rows").float().sum(1)
+        return dominant_and_contextual(tokens.features, received, tokens.features, keep, added=True)

@@ -1,10 +1,11 @@
-"""VisionZip: dominant tokens by attention, and a few contextual ones that take in the rest."""
+"""VisionZip: dominant tokens by CLS attention, and contextual tokens that merge the others."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lit_reduce.errors import UserError
 from lit_reduce.ops.budgets import contextual_count
 from lit_reduce.ops.mergers import merge_mean, merge_sum, nearest, to_assignment
 from lit_reduce.ops.selectors import ranks, true_indices
@@ -28,12 +29,17 @@ class VisionZipConfig(ReducerConfig):
 
 @register
 class VisionZip(Reducer):
-    """The most attended tokens stay; targets at an even stride of the rest take in the others by similarity of keys.
+    """Keeps the tokens with the most CLS attention; contextual tokens at an even stride of the others merge the rest.
 
-    Of 192, 128 and 64 tokens 30, 20 and 10 are contextual. Merging projected tokens is our reading: the paper merges
-    before the projector, where the CLS token stays too, one of the dominant. By default a contextual token is the true
-    mean of its members; ``parity="official"`` adds instead. Keys are compared with all heads side by side; ``heads``
-    gives the mean over heads that the official code takes.
+    Of 192, 128 and 64 tokens 30, 20 and 10 are contextual. A token is assigned to the contextual one with the most
+    similar keys, all heads concatenated; with ``heads``, keys are averaged over them first. A contextual token is the
+    mean of its members. With ``parity="official"`` it is their target plus the mean of the others, as in the official
+    code, and ``heads`` is required, since that code averages keys over heads. What differs in either case: the paper
+    merges before the projector, we merge projected tokens; its first dominant token is CLS, which the projector does
+    not get, so that one more patch is dominant here; and it puts contextual tokens last, where ours take the position
+    of their target.
+
+    Source: VisionZip, arXiv 2412.04467.
     """
 
     name = "visionzip"
@@ -42,8 +48,15 @@ class VisionZip(Reducer):
     paper = "VisionZip, arXiv 2412.04467"
     config_class = VisionZipConfig
 
+    def __init__(self, config: VisionZipConfig | None = None) -> None:
+        super().__init__(config)
+        if self.config.parity == "official" and self.config.heads < 2:
+            raise UserError(
+                "visionzip: parity=official averages keys over the tower's heads: give heads (CLIP-L has 16)"
+            )
+
     def reduce(self, tokens: VisualTokens, keep: int) -> Reduction:
-        """Tokens in raster order, a contextual one at the place of its target."""
+        """Tokens in raster order, a contextual one at the position of its target."""
         keys = to_float32(tokens.signal("keys")).unflatten(-1, (self.config.heads, -1)).mean(2)
         return dominant_and_contextual(
             tokens.features, tokens.signal("cls").float(), keys, keep, added=self.config.parity == "official"
@@ -51,14 +64,14 @@ class VisionZip(Reducer):
 
 
 def dominant_and_contextual(x: Tensor, attention: Tensor, metric: Tensor, keep: int, added: bool = False) -> Reduction:
-    """The most attended tokens, and even targets among the rest that take in the others.
+    """Select dominant tokens by attention and merge the others into evenly spaced ones of them.
 
     Args:
         x: ``[B, N, D]``.
         attention: ``[B, N]``.
         metric: ``[B, N, Dk]``, compared by cosine.
-        keep: Of these `contextual_count` are targets.
-        added: A target and the mean of the others, added, instead of the mean of all.
+        keep: Number of tokens, `contextual_count` of which are contextual.
+        added: Add the mean of the merged tokens to the contextual one, instead of taking the mean of all.
     """
     few = contextual_count(keep)
     dominant = ranks(attention) < keep - few

@@ -147,3 +147,19 @@ def test_no_gradient_passes_and_half_precision_is_taken(name):
     features = torch.randn(1, 9, 4, requires_grad=True)
     assert not select(name, features, 3).requires_grad
     assert select(name, features.bfloat16(), 3).shape == (1, 3)
+
+
+@pytest.mark.parametrize("alike", [0.0, 5.0])
+def test_coverage_of_many_tokens_equals_evaluating_all_at_each_step(alike):
+    """More tokens than one lazy step evaluates; with duplicates, and with all tokens alike, bounds are often tied."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 90, 8, generator=draw, dtype=torch.float64) + alike
+    table, weight = cosine(x).clamp_min(0), torch.rand(2, 90, generator=draw, dtype=torch.float64) + 0.5
+    table[..., 60:], weight[:, 60:] = table[..., :30], weight[:, :30]
+    for image, got in enumerate(coverage(table, 25, weight, 0.1 * weight).tolist()):
+        covered, chosen = torch.zeros(90, dtype=torch.float64), []
+        for _ in range(25):
+            gain = (table[image] - covered[:, None]).clamp_min(0).sum(0) * weight[image] + 0.1 * weight[image]
+            chosen.append(max((n for n in range(90) if n not in chosen), key=lambda n: (round(float(gain[n]), 10), -n)))
+            covered = torch.maximum(covered, table[image][:, chosen[-1]])
+        assert got == sorted(chosen)

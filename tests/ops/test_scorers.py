@@ -87,12 +87,14 @@ def test_flow_matches_the_loop(seed, heads):
     for image in range(2):
         v, r = values[image].tolist(), reader[image].tolist()
         parts = [slice(h * width, (h + 1) * width) for h in range(heads)]
-        meaning = [softmax([dot(token[part], r[part]) for token in v]) for part in parts]
+        # The reader is among the values that it reads.
+        heads_of = [softmax([dot(token[part], r[part]) for token in [r, *v]])[1:] for part in parts]
+        meaning = [math.fsum(row[j] for row in heads_of) for j in range(5)]
         for j in range(5):
             relevance = float(attention[image, j] / attention[image].sum())
             mean = [math.fsum(v[j][part][d] for part in parts) / heads for d in range(width)]
             size = math.fsum(abs(x) for x in mean)
-            expected = (relevance + math.fsum(row[j] for row in meaning) / heads) * size
+            expected = (relevance + meaning[j] / math.fsum(meaning)) * size
             assert math.isclose(got[image, j], expected, rel_tol=1e-9)
 
 
@@ -100,6 +102,13 @@ def test_raters_look_more_than_the_mean_word_and_padding_never_rates():
     rows = torch.tensor([[[0.3, 0.1], [0.1, 0.1], [0.1, 0.2], [9.0, 9.0]]] * 2)
     mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
     assert text_raters(rows, mask).tolist() == [[True, False, False, False], [False] * 4]
+
+
+def test_words_before_the_picture_do_not_lower_the_mean():
+    rows = torch.tensor([[[0.0, 0], [0, 0], [0.30, 0.10], [0, 0.25]]])
+    who = text_raters(rows, torch.ones(1, 4, dtype=torch.bool))
+    assert who.nonzero()[:, 1].tolist() == [2]
+    assert rater_scores(rows, who).argmax(-1).tolist() == [0]
 
 
 def test_rated_is_the_mean_of_the_raters_rows_or_of_all():

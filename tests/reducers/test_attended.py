@@ -54,7 +54,10 @@ def hiprune_by_loop(middle: list[float], deep: list[float], keep: int, columns: 
     kept_indices = descending(middle)[: round(keep * 0.1 / 5)]
     protected = set(kept_indices)
     for n in kept_indices:
-        sides = [m for m in (n - 1, n + 1) if wrap or m // columns == n // columns]
+        if wrap:  # index arithmetic, cut off at either end
+            protected |= {min(max(m, 0), len(deep) - 1) for m in (n - columns, n + columns, n - 1, n + 1)}
+            continue
+        sides = [m for m in (n - 1, n + 1) if m // columns == n // columns]
         protected |= {m for m in [n - columns, n + columns, *sides] if 0 <= m < len(deep)}
     registers = [n for n in descending(deep) if n not in protected]
     return sorted([*protected, *registers[: keep - len(protected)]])
@@ -104,16 +107,46 @@ def visionzip_by_loop(x, attention, keys, dominant, contextual, added):
 @pytest.mark.parametrize(("keep", "split"), [(192, (162, 30)), (128, (108, 20)), (64, (54, 10)), (32, (27, 5))])
 @pytest.mark.parametrize("parity", ["paper", "official"])
 def test_visionzip_at_the_published_budgets(keep, split, parity, made):
-    reducer = create("visionzip", parity=parity)
+    official = parity == "official"
+    reducer = create("visionzip", parity=parity, heads=2 if official else 1)
     tokens = made(reducer, batch=1, grid=(1, 24, 24))
+    keys = tokens.signals["keys"][0]
+    keys = (keys[:, :4] + keys[:, 4:]) / 2 if official else keys
     reduction = reducer(tokens, keep)
     kept_indices, features = visionzip_by_loop(
-        tokens.features[0].tolist(), tokens.signals["cls"][0].tolist(), tokens.signals["keys"][0].tolist(), *split,
-        parity == "official",
+        tokens.features[0].tolist(), tokens.signals["cls"][0].tolist(), keys.tolist(), *split,
+        official,
     )  # fmt: skip
     assert reduction.kept_indices[0].tolist() == kept_indices
     torch.testing.assert_close(reduction.features[0], torch.tensor(features), atol=1e-5, rtol=1e-5)
     assert reduction.size.sum() == 576, "nothing is lost"
+
+
+def test_official_code_needs_the_number_of_heads():
+    with pytest.raises(UserError, match=r"visionzip: parity=official averages keys .*: give heads"):
+        create("visionzip", parity="official")
+    with pytest.raises(UserError, match=r"scope: mode=plus adds attention summed over .*: give heads"):
+        create("scope", mode="plus")
+
+
+def test_scope_adds_attention_summed_over_heads(made):
+    """Token by token: the gain in coverage plus 4 heads times their mean attention, without chosen columns."""
+    reducer = create("scope", mode="plus", heads=4)
+    tokens = made(reducer)
+    tokens.signals["cls"] = 20 * tokens.signals["cls"]
+    for image, got in enumerate(reducer(tokens, 9).kept_indices.tolist()):
+        unit = torch.nn.functional.normalize(tokens.signals["encoder"][image].double(), dim=-1)
+        alike, attention = (unit @ unit.T).tolist(), tokens.signals["cls"][image].tolist()
+        covered, chosen = [0.0] * 24, []
+        for _ in range(9):
+            gain = {
+                n: sum(max(0, alike[i][n] - covered[i]) for i in range(24)) + 4 * attention[n]
+                for n in range(24)
+                if n not in chosen
+            }
+            chosen.append(max(gain, key=gain.get))
+            covered = [max(c, alike[i][chosen[-1]]) for i, c in enumerate(covered)]
+        assert got == sorted(chosen)
 
 
 def test_visionzip_compares_the_mean_of_heads_where_asked(made):
@@ -189,9 +222,17 @@ def test_prumerge_plus_lets_the_picture_count(made):
     def kept(a):
         few = outliers(a)
         step = max(1, int(len(a) / few) // 3)
-        return sorted({*descending(a)[:few], *range(0, len(a), step)})
+        return sorted({*descending(a)[:few], *range(0, len(a) - 1, step)})
 
     check_prumerge(reducer, made(reducer, grid=(1, 6, 8)), 47, kept)
+
+
+def test_prumerge_plus_never_samples_the_last_token():
+    """36 of 576 are outliers, so every fifth token joins them: 570 is the last, although 575 is a multiple of 5."""
+    attention = torch.full((1, 576), 1e-3)
+    attention[:, 1:37] = 1.0
+    chosen = create("prumerge_plus", adaptive=True).choose(attention, 575)
+    assert chosen[0].nonzero()[:, 0].tolist() == sorted({*range(1, 37), *range(0, 575, 5)})
 
 
 def test_todre_starts_at_the_most_attended_token_of_the_overview(made):
@@ -233,9 +274,31 @@ def test_cdpruner_without_any_relevance_is_a_plain_dpp_and_parity_turns_it_round
     aligned = VisualTokens(features, tokens.grid, tokens.signals)
     assert create("cdpruner")(aligned, 3).kept_indices[0].tolist() == [0, 1, 2]
     assert not {0, 1, 2} & set(create("cdpruner", parity="official")(aligned, 8).kept_indices[0].tolist())
-    assert create("cdpruner", theta=0.0)(aligned, 6).kept_indices[0].tolist() == best_volume(
-        tokens.signals["encoder"][0], 6
-    )
+    assert create("cdpruner", theta=0.0)(tokens, 6).kept_indices[0].tolist() == best_volume(tokens.features[0], 6)
+
+
+def test_cdpruner_compares_projected_tokens():
+    """By hand; the kernel of 0 and 1 is nearly singular. Official relevance is the negated cosine: 1, 0.97, 0.5, 0."""
+    x = torch.tensor([[[-1.0, 0], [-3, 1], [0, 1], [1, 0]]])
+    tokens = VisualTokens(x, (1, 1, 4), {"text": torch.tensor([[[1.0, 0]]]), "text_mask": torch.ones(1, 1).bool()})
+    assert create("cdpruner", parity="official")(tokens, 2).kept_indices.tolist() == [[0, 2]]
+    assert create("cdpruner")(tokens, 2).kept_indices.tolist() == [[2, 3]]
+
+
+def test_official_cdpruner_is_the_greedy_determinant_of_its_kernel(made):
+    tokens = made(create("cdpruner"), grid=(1, 3, 4))
+    got = create("cdpruner", parity="official")(tokens, 5).kept_indices.tolist()
+    for image in range(3):
+        words = tokens.signals["text"][image][tokens.signals["text_mask"][image]]
+        x = tokens.features[image].double()
+        unit = x / x.norm(dim=-1, keepdim=True)
+        cosines = torch.stack([-(unit @ (w.double() / w.double().norm())) for w in words]).mean(0)
+        relevance = (cosines - cosines.min() + 1e-6) / (cosines.max() - cosines.min())
+        kernel, chosen = relevance[:, None] * (unit @ unit.T) * relevance, []
+        for _ in range(5):
+            value = {n: kernel[[*chosen, n]][:, [*chosen, n]].det().item() for n in range(12) if n not in chosen}
+            chosen.append(max(value, key=value.get))
+        assert got[image] == sorted(chosen)
 
 
 def best_volume(x: torch.Tensor, k: int) -> list[int]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_reduce.reducer import create
-from lit_reduce.tokens import VisualTokens
+from lit_reduce.tokens import Course, VisualTokens
 
 
 def descending(scores: list[float]) -> list[int]:
@@ -21,8 +21,9 @@ def cosine_of(a: list[float], b: list[float]) -> float:
 
 def test_published_schedules():
     assert create("visiondrop").stages(32, 576, 72) == {8: 288, 16: 144, 24: 72}
-    assert list(create("sparsevlm").stages(32, 576, 113)) == [2, 6, 15]
-    assert list(create("mustdrop_prefill").stages(32, 576, 113)) == [2, 6, 15]
+    # Layers 2, 6 and 15 work on all that they get, and pass on less.
+    assert list(create("sparsevlm").stages(32, 576, 113)) == [3, 7, 16]
+    assert list(create("mustdrop_prefill").stages(32, 576, 113)) == [3, 7, 16]
     assert create("efficientvla").stages(32, 256, 56) == {2: 56}
     assert create("mustdrop").stages(23, 576, 64) == {1: 64}
 
@@ -91,7 +92,7 @@ def test_mustdrop_at_64_of_576_is_every_window(made):
 
 
 def test_mustdrop_prefill_drops_what_is_below_both_thresholds(made):
-    reducer = create("mustdrop_prefill", mean_threshold=0.05, max_threshold=0.3)
+    reducer = create("mustdrop_prefill", mean_threshold=0.05, max_threshold=0.3, key_share=0.0)
     tokens = made(reducer)
     for image in range(3):
         rows = tokens.signals["text_rows"][image][tokens.signals["text_mask"][image]].double()
@@ -102,6 +103,36 @@ def test_mustdrop_prefill_drops_what_is_below_both_thresholds(made):
         assert reducer(tokens, count).kept_indices[image].tolist() == stays.nonzero()[:, 0].tolist()
 
 
+def test_mustdrop_prefill_never_drops_the_key_set(made):
+    """The 8 % of the image with the most CLS attention, 4 of 48; after a stage they are still the same."""
+    reducer = create("mustdrop_prefill")
+    tokens = made(reducer, grid=(1, 6, 8))
+    for image, row in enumerate(tokens.signals["cls@-1"].tolist()):
+        key = descending(row)[:4]
+        tokens.signals["text_rows"][image][:, key] = 0
+    got = reducer(tokens, 20).kept_indices
+    for image, row in enumerate(tokens.signals["cls@-1"].tolist()):
+        assert set(descending(row)[:4]) <= set(got[image].tolist())
+    index = got[..., None].expand(-1, -1, 6)
+    rows = tokens.signals["text_rows"].gather(2, got[:, None].expand(-1, 5, -1))
+    later = VisualTokens(
+        tokens.features.gather(1, index), (1, 1, 20),
+        {**tokens.signals, "text_rows": rows, "cls@-1": tokens.signals["cls@-1"].gather(1, got)},
+        layer=7, course=Course(32, 48, 5, torch.zeros(3)),
+    )  # fmt: skip
+    last = got.gather(1, reducer(later, 5).kept_indices)
+    for image, row in enumerate(tokens.signals["cls@-1"].tolist()):
+        assert set(descending(row)[:4]) <= set(last[image].tolist())
+
+
+def test_sparsevlm_asks_only_words_that_see_the_picture(made):
+    """Two words stand before it; of the others one looks at more than their mean, and it looks at token 0."""
+    tokens = made(create("sparsevlm"), batch=1, grid=(1, 1, 2))
+    tokens.signals["text_rows"] = torch.tensor([[[0.0, 0], [0, 0], [0.30, 0.10], [0, 0.25]]])
+    tokens.signals["text_mask"] = torch.ones(1, 4, dtype=torch.bool)
+    assert create("sparsevlm")(tokens, 1).scores.argmax(-1).tolist() == [0]
+
+
 @pytest.mark.parametrize("keep", [3, 12, 20])
 def test_sparsevlm_keeps_the_judged_and_recycles_into_means(keep, made):
     reducer = create("sparsevlm")
@@ -110,7 +141,7 @@ def test_sparsevlm_keeps_the_judged_and_recycles_into_means(keep, made):
     for image in range(3):
         rows = tokens.signals["text_rows"][image][tokens.signals["text_mask"][image]].double()
         share = rows.sum(-1)
-        judges = rows[share > share.mean()] if (share > share.mean()).any() else rows
+        judges = rows[share > share[share > 0].mean()] if (share > share.mean()).any() else rows
         order = descending(judges.mean(0).tolist())
         kept = next(n for n in range(keep, -1, -1) if n + (int(0.3 * (48 - n)) + 1) // 10 + 1 <= keep)
         recycled = order[kept : kept + int(0.3 * (48 - kept)) + 1]
@@ -126,9 +157,17 @@ def test_sparsevlm_keeps_the_judged_and_recycles_into_means(keep, made):
 
 
 def test_visiondrop_is_visionzip_on_hidden_states(made):
+    """Ranked by what visual tokens attend to in the decoder, contextual tokens added as in the official code."""
     tokens = made(create("visiondrop"))
-    signals = {"cls": tokens.signals["received"], "keys": tokens.features}
-    other = create("visionzip")(VisualTokens(tokens.features, tokens.grid, signals), 9)
+    twice = torch.cat([tokens.features, tokens.features], -1)  # the mean of two equal heads
+    signals = {"cls": tokens.signals["image_rows"].mean(1), "keys": twice}
+    other = create("visionzip", heads=2, parity="official")(VisualTokens(tokens.features, tokens.grid, signals), 9)
     got = create("visiondrop")(tokens, 9)
+    assert (
+        got.kept_indices.tolist()
+        != create("visionzip")(
+            VisualTokens(tokens.features, tokens.grid, {"cls": -signals["cls"], "keys": twice}), 9
+        ).kept_indices.tolist()
+    )
     assert torch.equal(got.kept_indices, other.kept_indices)
     assert torch.equal(got.features, other.features)

@@ -22,7 +22,7 @@ VARIANTS = [
     ("globalcom2", {"overview": "last"}),
     ("cdpruner", {"parity": "official"}),
     ("cdpruner", {"theta": 0.5}),
-    ("scope", {"mode": "plus"}),
+    ("scope", {"mode": "plus", "heads": 2}),
     ("visionzip", {"parity": "official", "heads": 2}),
     ("prumerge", {"neighbours": 3}),
     ("centre", {"on": "divprune"}),

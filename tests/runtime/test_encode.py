@@ -8,7 +8,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.runtime import encode
 from lit_reduce.runtime.encode import prompt_text
 
-ALL = ("cls", "encoder", "text")
+ALL = ("cls", "received", "encoder", "text")
 
 
 def test_features_are_those_of_the_model(tiny, batch):
@@ -27,6 +27,7 @@ def test_signals_equal_an_eager_tower(tiny, batch):
     out = tower(batch["pixel_values"], output_attentions=True, output_hidden_states=True)
     for i in range(3):
         assert torch.allclose(encoded.signals["cls"][i], out.attentions[-2][i].mean(0)[0, 1:], atol=1e-6)
+        assert torch.allclose(encoded.signals["received"][i], out.attentions[-2][i].mean((0, 1))[1:], atol=1e-6)
         assert torch.allclose(encoded.signals["encoder"][i], out.hidden_states[-2][i, 1:], atol=1e-5)
 
 
@@ -78,7 +79,7 @@ def test_an_answer_never_reaches_a_reducer(tiny, batch):
         for ids in (batch["input_ids"], other)
     ]
     assert all(torch.equal(seen[0].signals[name], seen[1].signals[name]) for name in seen[0].signals)
-    assert set(seen[0].signals) == {"cls", "encoder", "text", "text_mask"}
+    assert set(seen[0].signals) == {"cls", "received", "encoder", "text", "text_mask"}
 
 
 def test_a_reducer_sees_only_what_it_declared(tiny, batch):

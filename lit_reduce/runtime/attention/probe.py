@@ -60,14 +60,10 @@ class AttentionCall:
             logits = logits.masked_fill(~seen, -torch.inf) if seen.dtype == torch.bool else logits + seen
         return logits
 
-    def received(self, prefix: int = 0) -> Tensor:
-        """Attention ``[B, K]`` that each token receives, mean over heads and over the queries that see it.
-
-        Args:
-            prefix: Queries at the start, such as CLS, that do not count.
-        """
+    def received(self) -> Tensor:
+        """Attention ``[B, K]`` that each token receives, mean over heads and over the queries that see it, CLS too."""
         total = seen = torch.zeros((), device=self.q.device)
-        for start in range(prefix, self.q.shape[2], CHUNK):
+        for start in range(0, self.q.shape[2], CHUNK):
             logits = self.logits(slice(start, min(start + CHUNK, self.q.shape[2])))
             hidden = logits[:, 0] < torch.finfo(self.q.dtype).min / 2  # masks are -inf or the dtype's lowest value
             total, seen = total + logits.softmax(-1).mean(1).sum(1), seen + (~hidden).sum(1)

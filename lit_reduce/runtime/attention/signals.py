@@ -74,7 +74,7 @@ def read(call: AttentionCall, names: Iterable[str], prefix: int) -> dict[str, Te
     found: dict[str, Tensor] = {}
     for name in names:
         if name == "received" or (name == "cls" and not prefix):
-            found[name] = call.received(prefix)[:, prefix:, None]
+            found[name] = call.received()[:, prefix:, None]
         elif name == "cls":
             found[name] = call.rows(CLS).mean(1)[:, 0, prefix:, None]
         elif name == "cls_query" and prefix:
