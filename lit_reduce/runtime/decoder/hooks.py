@@ -188,7 +188,8 @@ class DecoderHooks(ModelHooks):
             given = self.rows.read(self.decoder, number, group)
             tokens = VisualTokens(hidden[rows, columns], group[0].grid, given, number, self._course(group))
             reduction = call_reducer(self.decoder, tokens, min(group[0].stages[number], tokens.count - 1))
-            stay = kept_mask(reduction, tokens.count)
+            ends = columns == state.last[rows]  # the answer begins at the prompt's last token, even where that is visual
+            stay = kept_mask(reduction, tokens.count) | (ends & (not skips))
             if reduction.features is not None:
                 places = columns.gather(1, reduction.kept_indices)
                 real = slice(None) if reduction.valid is None else reduction.valid
@@ -203,6 +204,7 @@ class DecoderHooks(ModelHooks):
                 gates = torch.zeros_like(stay, dtype=reduction.gate.dtype).scatter(
                     1, reduction.kept_indices, reduction.gate
                 )
+                gates = gates.masked_fill(ends, 1)
                 group = [p.gated(gate) for p, gate in zip(group, gates, strict=True)]
                 here |= {p.number: p for p in group}
             gone += zip(group, stay, strict=True)
