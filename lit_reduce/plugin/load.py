@@ -86,6 +86,13 @@ def open_reducer(
     return load_plugin(named, revision)
 
 
+def resolved_revision(name: str, revision: str | None) -> str | None:
+    """The commit of a hub id that has been downloaded; for folders and names of the register, ``revision`` as it is."""
+    if "/" not in name or Path(name).expanduser().exists() or (revision is None and name in plugin_folders()):
+        return revision
+    return _locate(name, revision, local_files_only=True).name
+
+
 def create_for(backbone: BackboneId, name: str, options: Mapping[str, Any]) -> Reducer:
     """Create a reducer; widths and depth that its options leave at 0 are taken from the backbone.
 
