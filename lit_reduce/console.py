@@ -2,9 +2,12 @@
 
 import errno
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 
 from lit_reduce.errors import UserError
 
@@ -26,21 +29,29 @@ _USERS = {
 }
 
 
+class Terminated(BaseException):
+    """The system asked this process to end; like KeyboardInterrupt, so that what is open is closed on the way out."""
+
+
 def run(command: Command, argv: Sequence[str] | None = None) -> int:
     """Run a command and turn user errors into one line on stderr and an exit code.
 
     Returns:
-        0 on success, 2 for a mistake that the user can correct, 130 when interrupted.
+        0 on success, 2 for a mistake that the user can correct, 130 when interrupted, 143 when terminated.
     """
     warnings.formatwarning = _warning
     try:
-        command(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
+        with _terminable():
+            command(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except BrokenPipeError:  # the reader of a pipe has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -51,6 +62,24 @@ def run(command: Command, argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _fail(f"{error.strerror}: {error.filename or 'the output'}")
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises `Terminated` in the block; only the main thread may say so."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break into the way out
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def columns(header: Sequence[str], lines: Sequence[Sequence[str]], right: Container[int] = ()) -> str:

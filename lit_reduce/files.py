@@ -5,6 +5,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from lit_reduce.errors import UserError
@@ -93,6 +94,54 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
                     entry.replace(place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: PathLike) -> Iterator[FileIO]:
+    """Open a file for reading and appending that no other process opens like this until the block ends.
+
+    The file is made where there is none, and removed again when it is still empty at the end.
+
+    Raises:
+        UserError: Another process holds it, or it cannot be opened.
+    """
+    target = Path(path)
+    fresh = not target.exists()
+    try:
+        file = target.open("ab+", buffering=0)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}; choose another place") from error
+    with file:
+        _lock(file, target)
+        try:
+            yield file
+        finally:
+            if fresh and is_at(file, target) and not file.seek(0, os.SEEK_END):
+                target.unlink()
+
+
+def is_at(file: FileIO, path: PathLike) -> bool:
+    """Whether the open file is still the one of that name: not removed, not replaced by another."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), Path(path).stat())
+    except OSError:
+        return False
+
+
+def _lock(file: FileIO, path: Path) -> None:
+    busy = UserError(f"{path} is being written by another run: wait for it, or give another output")
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise busy from error
+    except OSError:  # some network file systems have no locks
+        return
+    if not is_at(file, path):  # the run that held it has just removed it
+        raise busy
 
 
 def _beside(target: Path) -> Path:

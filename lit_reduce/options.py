@@ -1,6 +1,7 @@
 """Fields of settings dataclasses: default, help and limits in one place, and one function that checks values."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ def check_value(metadata: Mapping[str, Any], name: str, value: Any, owner: str =
     if value is not None and not _allowed(metadata, value):
         start = f"{owner}: " if owner else ""
         verb = "use" if "choices" in metadata else "give"
-        raise UserError(f"{start}{name}={value}: {verb} {limits_of(metadata)}")
+        raise UserError(f"{start}{name}={value}: {verb} {limits_of(metadata) or 'a finite number'}")
 
 
 def is_of_type(value: Any, kind: Any) -> bool:
@@ -128,6 +129,8 @@ def _allowed(metadata: Mapping[str, Any], value: Any) -> bool:
         return value in metadata["choices"]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
+    if not math.isfinite(value):
+        return False
     return (
         metadata.get("min", value) <= value <= metadata.get("max", value)
         and not ("above" in metadata and value <= metadata["above"])

@@ -173,8 +173,8 @@ def test_the_words_for_people_and_the_overlay(run: Run, home: Path, tmp_path: Pa
         assert words in done.stdout
     with Image.open(overlay) as image:
         assert image.size == (672, 672)
-    assert sorted(path.name for path in overlay.parent.iterdir()) == ["overlay.png", "overlay.settings.yaml"]
-    assert "keep: 9" in (tmp_path / "new" / "overlay.settings.yaml").read_text()
+    assert sorted(path.name for path in overlay.parent.iterdir()) == ["overlay.png", "overlay.png.settings.yaml"]
+    assert "keep: 9" in (tmp_path / "new" / "overlay.png.settings.yaml").read_text()
 
 
 def test_a_full_disk_keeps_the_old_overlay(run: Run, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_damaged_picture_stops_or_is_recorded(run: Run, tmp_path: Path) -> Non
 def test_a_full_disk_under_a_file_of_answers(run: Run, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     words = ("input=questions.jsonl", "reducer=plug", "keep=9", "max_new_tokens=2", f"output={output}", "batch_size=1")
-    done = run("predict", *words, limit=500)
+    done = run("predict", *words, limit=850)
     assert done.returncode == 2
     assert f"error: cannot write {output}" in done.stderr
     assert 0 < len(answers(output)) < QUESTIONS
@@ -356,3 +356,20 @@ def test_compare_as_a_user_runs_it(run: Run, home: Path, tmp_path: Path) -> None
     done = run("compare", "data=nothing", *words[1:])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "known set (pocket, pocket-val, " in done.stderr
+
+
+def test_signals_end_a_command_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    for number, code, said in ((signal.SIGTERM, 143, "terminated\n"), (signal.SIGINT, 130, "interrupted\n")):
+        closed: list[str] = []
+
+        def command(_: object, number: int = number, closed: list[str] = closed) -> None:
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+            finally:
+                closed.append("files")
+
+        assert console.run(command, []) == code
+        assert (capfd.readouterr().err, closed) == (said, ["files"])
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,7 +17,8 @@ from lit_reduce.data.jsonl import read_rows
 from lit_reduce.errors import UserError
 from lit_reduce.files import atomic_path, check_writable
 from lit_reduce.inference.answer_batch import answer_batch
-from lit_reduce.inference.resumable_jsonl import answer_rows
+from lit_reduce.inference.answered_with import check_same, resolved, save_with
+from lit_reduce.inference.resumable_jsonl import answer_rows, open_answers
 from lit_reduce.inference.spec import ReducerSpec, find_spec, generate, visual_counts
 from lit_reduce.report.model_view import model_view
 from lit_reduce.report.overlay import overlay, paintable
@@ -75,7 +75,7 @@ def _predict_one(settings: PredictSettings) -> None:
         painted = overlay(model_view(backbone, inputs, picture), grid, total, kept)
         with atomic_path(settings.overlay) as temporary:
             painted.save(temporary)
-        files.save(settings, files.beside(settings.overlay))
+        save_with(resolved(settings, backbone), settings.overlay, backbone, spec)
     print(json.dumps(record, ensure_ascii=False) if settings.json else _words(settings, record))
 
 
@@ -125,14 +125,19 @@ def _predict_file(settings: PredictSettings) -> None:
     spec = find_spec(settings.reducer, settings.keep)
     rows = read_rows(source, check_images=settings.on_error == "stop")
     check_writable(output)
-    _check_same_settings(settings, output)
-    backbone = _load(settings.backbone, spec)
-    files.save(settings, files.beside(output))
-    with tqdm(total=len(rows), unit="row", desc="predict") as bar:
-        done = answer_rows(
-            rows, output, lambda batch: answer_batch(backbone, spec, batch, settings.max_new_tokens, settings.on_error),
-            settings.batch_size, bar.update,
-        )  # fmt: skip
+    with open_answers(output, rows) as opened:
+        backbone, done = _load(settings.backbone, spec), opened.done
+        settings = resolved(settings, backbone)
+        if done:
+            check_same(settings, output, backbone, spec)
+        else:
+            save_with(settings, output, backbone, spec)
+        with tqdm(total=len(rows), unit="row", desc="predict") as bar:
+            answer_rows(
+                rows, opened,
+                lambda batch: answer_batch(backbone, spec, batch, settings.max_new_tokens, settings.on_error),
+                settings.batch_size, bar.update,
+            )  # fmt: skip
     summary = {"rows": len(rows), "done_before": done, "output": str(output)}
     print(json.dumps(summary) if settings.json else f"{len(rows)} rows in {output}, {done} of them from earlier runs")
 
@@ -148,15 +153,3 @@ def _check_overlay(path: str) -> None:
     if known.get(Path(path).suffix.lower()) not in Image.SAVE:
         raise UserError(f"overlay={path} does not end like a picture: use a name such as overlay.png")
     check_writable(path)
-
-
-def _check_same_settings(settings: PredictSettings, output: Path) -> None:
-    """Answers of two different settings must not end up in one file."""
-    saved = files.beside(output)
-    if not saved.is_file() or not output.is_file() or output.stat().st_size == 0:
-        return
-    before: Any = OmegaConf.to_container(OmegaConf.load(saved))
-    now: Any = OmegaConf.to_container(OmegaConf.create(files.to_yaml(settings)))
-    for name in ("backbone", "reducer", "keep", "max_new_tokens"):
-        if before.get(name) != now[name]:
-            raise UserError(f"{output} was begun with another {name} (see {saved}): give another output")

@@ -63,6 +63,12 @@ class StepBar(TQDMProgressBar):
         bar.total, bar.initial = trainer.max_steps, trainer.global_step
         self._show(trainer)
 
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Ends the line of the bar, so that the reason stands on a line of its own."""
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
+
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Does nothing: training has a single epoch."""
 

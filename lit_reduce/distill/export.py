@@ -13,17 +13,18 @@ from lit_reduce.evaluate.results import ALL_TOKENS, Results
 from lit_reduce.inference.spec import ReducerSpec
 from lit_reduce.plugin import PluginConfig, save_plugin
 from lit_reduce.reducer import Reducer, create
+from lit_reduce.registry import references
 from lit_reduce.report.markdown import markdown
 from lit_reduce.report.summary import Line, facts, summary
 from lit_reduce.report.write import write_report
 from lit_reduce.settings.train import TrainSettings
 
 
-def export(settings: TrainSettings, backbone: Backbone, reducer: Reducer, folder: Path) -> PluginConfig:
-    """Writes the trained plug-in, before any table is made, and returns its config."""
+def export(settings: TrainSettings, backbone: Backbone, reducer: Reducer, folder: Path, pictures: int) -> PluginConfig:
+    """Writes the plug-in that ``pictures`` pictures trained, before any table is made, and returns its config."""
     config = plugin_config(settings, backbone, reducer)
     config.metrics = {"trained_on": machine(backbone.model.device)}
-    save_plugin(folder, reducer, config, {"notes": notes(settings)})
+    save_plugin(folder, reducer, config, {"notes": notes(settings, pictures=pictures)})
     return config
 
 
@@ -36,15 +37,16 @@ def plugin_config(settings: TrainSettings, backbone: Backbone, reducer: Reducer)
 
 
 def write_table(
-    settings: TrainSettings, backbone: Backbone, reducer: Reducer, config: PluginConfig, output: Path, plugin: Path
-) -> None:
+    settings: TrainSettings, backbone: Backbone, reducer: Reducer, config: PluginConfig, output: Path, plugin: Path,
+    pictures: int | None = None,
+) -> None:  # fmt: skip
     """Compares a plug-in with the baselines: the table goes to ``output``, its figures to the card in ``plugin``."""
     results, lines = compare(settings, backbone, reducer)
     report = summary(results, lines)
     write_report(report, output / "table.json")
     own = {name: value for name, value in config.metrics.items() if not isinstance(value, dict)}
     config.metrics = {**card_metrics(settings.reducer.name, report), **own}
-    save_plugin(plugin, reducer, config, {"notes": notes(settings, results, backbone.model.device)})
+    save_plugin(plugin, reducer, config, {"notes": notes(settings, results, backbone.model.device, pictures)})
     print(markdown(report), end="")
     print(f"table: {output / 'table'}.json, .md, .png")
 
@@ -73,10 +75,18 @@ def card_metrics(name: str, report: dict[str, Any]) -> dict[str, Any]:
     return metrics
 
 
-def notes(settings: TrainSettings, results: Results | None = None, device: torch.device | None = None) -> str:
-    """The card's account of how the plug-in and its numbers came about."""
+def notes(
+    settings: TrainSettings,
+    results: Results | None = None,
+    device: torch.device | None = None,
+    pictures: int | None = None,
+) -> str:
+    """The card's account of how the plug-in and its numbers came about; ``pictures`` is how many trained it."""
+    if pictures is None and settings.data.name in references():
+        pictures = settings.data.images
+    counted = "" if pictures is None else f"{pictures} pictures, "
     made = (
-        f"Trained on `{settings.data.name}` ({settings.data.images} pictures, {settings.steps} steps of "
+        f"Trained on `{settings.data.name}` ({counted}{settings.steps} steps of "
         f"{settings.pictures * settings.turns} questions, seed {settings.seed})"
         f"{'' if settings.init_from is None else ', from the weights of `' + settings.init_from + '` on'}."
     )

@@ -7,14 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from lit_reduce.backbones import Backbone
 from lit_reduce.data.groups import Group
-from lit_reduce.files import atomic_path
+from lit_reduce.files import write_atomic
+from lit_reduce.plugin.checks import state_digest
 from lit_reduce.runtime import encode
 from lit_reduce.runtime.attention.probe import AttentionProbe
 from lit_reduce.runtime.decoder.run import embed
@@ -22,6 +23,7 @@ from lit_reduce.runtime.encode import encoder_keys, placeholders
 
 TOP = 64  # log-probabilities stored for each answer token; the rest of the vocabulary is one bucket
 SIGNAL = "signal "  # before the name of a signal among the outputs
+DIGEST = "sha256"  # the entry of a cache file's header with the digest of its tensors
 PIXELS = "pixels"  # asked for like a signal: what the tower reads, where the reducer acts inside it
 Outputs = dict[str, Tensor]
 
@@ -53,7 +55,8 @@ class Teacher:
         asked = sorted(signals)
         self.backbone, self.layers, self.rows = backbone, layers, rows
         self.signals, self.pixels = [name for name in asked if name != PIXELS], PIXELS in asked
-        facts = json.dumps([backbone.identity.hash, layers, rows, TOP, 1, *asked])
+        identity = backbone.identity
+        facts = json.dumps([identity.hash, identity.samples, str(backbone.model.dtype), layers, rows, TOP, 2, *asked])
         self.cache = cache / hashlib.sha256(facts.encode()).hexdigest()[:16] if cache else None
 
     def outputs(self, group: Group) -> Outputs:
@@ -68,15 +71,10 @@ class Teacher:
         if self.cache is None:
             return self._compute(group)
         path = self.cache / f"{group.key}.safetensors"
-        if path.is_file():
-            try:
-                return safetensors.torch.load_file(path)
-            except (SafetensorError, OSError):
-                pass  # torn by a crash of the machine: made again
+        if (stored := read_outputs(path)) is not None:
+            return stored
         found = {name: x.contiguous() for name, x in self._compute(group).items()}
-        self.cache.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as partial:
-            safetensors.torch.save_file(found, partial)
+        write_atomic(path, save(found, {DIGEST: state_digest(found)}))
         return found
 
     @torch.no_grad()
@@ -160,6 +158,17 @@ class Teacher:
             turn, mean = turn[asked], mean[asked]
         sums = torch.zeros(len(lengths), mean.shape[1], device=mean.device).index_add_(0, turn, mean)
         return sums / sums.sum(1, keepdim=True).clamp_min(1e-9)
+
+
+def read_outputs(path: Path) -> Outputs | None:
+    """The outputs in a file of the cache; None where there is none, or it is damaged and must be made again."""
+    try:
+        data = path.read_bytes()
+        head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        outputs = load(data)
+        return outputs if head["__metadata__"][DIGEST] == state_digest(outputs) else None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
 
 
 def answer_rows(lengths: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """``train``: from settings to an exported plug-in and a table that compares it with the baselines."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from lightning import seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_reduce.backbones import Backbone, load_backbone
 from lit_reduce.data.groups import Group
@@ -14,10 +16,11 @@ from lit_reduce.distill.export import export, write_table
 from lit_reduce.distill.initial import initial_reducer
 from lit_reduce.distill.logs import quiet
 from lit_reduce.distill.lr_finder import show, sweep
+from lit_reduce.distill.provenance import run_facts
 from lit_reduce.distill.sources import training_groups
 from lit_reduce.distill.teacher import PIXELS, Teacher
-from lit_reduce.distill.trainer import fit
-from lit_reduce.files import check_writable
+from lit_reduce.distill.trainer import check_checkpoint, fit
+from lit_reduce.files import check_writable, locked
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.decoder.attention_rows import from_tower
 from lit_reduce.settings import save
@@ -30,15 +33,22 @@ PLUGIN = "plugin"
 def train(settings: TrainSettings) -> None:
     """Distil a reducer, export it to ``output/plugin``, compare it with the baselines and print the table.
 
-    A run that was killed goes on from ``output/last.ckpt`` when it is started again.
+    A run that was killed goes on from ``output/last.ckpt`` when it is started again with the same settings.
 
     Raises:
-        UserError: A setting, the data or the backbone is not usable.
+        UserError: A setting, the data or the backbone is not usable, ``output`` is of a run that differs in anything
+            that decides the result, or another run is writing it.
     """
     settings = with_references(settings)
     check(settings)
     output = Path(settings.output)
     check_writable(output / "table.json")
+    first = getattr(rank_zero_only, "rank", None) in (None, 0)  # the other processes of a run share its lock
+    with locked(output / ".lock") if first else nullcontext():
+        _train(settings, output)
+
+
+def _train(settings: TrainSettings, output: Path) -> None:
     seed_everything(settings.seed, verbose=False)
     given = settings.backbone
     backbone = load_backbone(given.name, given.dtype, given.device, given.revision)
@@ -46,8 +56,9 @@ def train(settings: TrainSettings) -> None:
     check_budgets(settings, backbone)
     reducer = initial_reducer(settings, backbone)
     groups = training_groups(settings.data)
-    save(settings, output / "settings.yaml")
     data = distill_data(settings, backbone, reducer, *groups)
+    check_checkpoint(output / "last.ckpt", reducer, run_facts(settings, backbone.model, reducer, data))
+    save(settings, output / "settings.yaml")
     if settings.lr_find:
         with quiet():
             data.prepare_data()
@@ -64,10 +75,10 @@ def train(settings: TrainSettings) -> None:
     reducer = reducer.cpu().eval()
     size = sum(p.numel() for p in reducer.parameters())
     print(f"trained {settings.reducer.name}: {size:,} parameters, {settings.steps} steps, {minutes:.1f} minutes")
-    config = export(settings, backbone, reducer, output / PLUGIN)
+    config = export(settings, backbone, reducer, output / PLUGIN, len(groups[0]))
     print(f"plug-in: {output / PLUGIN}; settings: {output / 'settings.yaml'}")
     if settings.table_budgets:
-        write_table(settings, backbone, reducer, config, output, output / PLUGIN)
+        write_table(settings, backbone, reducer, config, output, output / PLUGIN, len(groups[0]))
 
 
 def distill_data(

@@ -2,24 +2,58 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
+from lit_reduce.files import is_at, locked
 
 Answers = Callable[[Sequence[Row]], list[dict[str, Any]]]
 
 
-def answer_rows(
-    rows: Sequence[Row], output: str | Path, answers: Answers, batch_size: int, on_batch: Callable[[int], None]
-) -> int:
-    """Append one JSON line to ``output`` for every row, in the order of the rows.
+@dataclass(frozen=True)
+class OpenAnswers:
+    """A file of answers that this process holds, and how many of the rows are answered in it."""
 
-    Lines that are already there are taken as done, after checking that they answer these rows; an unfinished last line
-    (the process was killed, the disk was full) is removed and made again. A batch is written at once.
+    path: Path
+    file: FileIO
+    done: int
+
+    def append(self, records: Sequence[dict[str, Any]]) -> None:
+        """Append one line for each record.
+
+        Raises:
+            UserError: The file cannot be written, or is no longer there under its name.
+        """
+        try:
+            append_records(self.file, records)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}; what was finished is kept") from error
+        if not is_at(self.file, self.path):
+            raise UserError(f"{self.path} was removed or replaced while it was being written: run again")
+
+
+@contextmanager
+def open_answers(output: str | Path, rows: Sequence[Row]) -> Iterator[OpenAnswers]:
+    """Lock a file of answers and compare its lines with the rows; an unfinished last line is cut, nothing else changes.
+
+    Raises:
+        UserError: Another run is writing the file, it cannot be opened, or it is not a file of answers to these rows.
+    """
+    output = Path(output)
+    with locked(output) as file:
+        yield OpenAnswers(output, file, _recover(file, rows, output))
+
+
+def answer_rows(
+    rows: Sequence[Row], output: OpenAnswers, answers: Answers, batch_size: int, on_batch: Callable[[int], None]
+) -> None:
+    """Append one JSON line for every row that has none yet, in the order of the rows; a batch is written at once.
 
     Args:
         rows: All rows of the input.
@@ -28,26 +62,14 @@ def answer_rows(
         batch_size: Rows at a time.
         on_batch: Called with the number of rows that are done, first with those of earlier runs.
 
-    Returns:
-        How many of the rows earlier runs had answered.
-
     Raises:
-        UserError: The file cannot be written, another run is writing it, or it answers other rows.
+        UserError: The file cannot be written, or was removed or replaced meanwhile.
     """
-    output = Path(output)
-    try:
-        with output.open("ab+", buffering=0) as file:
-            _lock(file, output)
-            done = _recover(file, rows, output)
-            on_batch(done)
-            for start in range(done, len(rows), batch_size):
-                batch = rows[start : start + batch_size]
-                fresh = [question_fields(row) | answer for row, answer in zip(batch, answers(batch), strict=True)]
-                append_records(file, fresh)
-                on_batch(len(batch))
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}; what was finished is kept") from error
-    return done
+    on_batch(output.done)
+    for start in range(output.done, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        output.append([question_fields(row) | answer for row, answer in zip(batch, answers(batch), strict=True)])
+        on_batch(len(batch))
 
 
 def question_fields(row: Row) -> dict[str, Any]:
@@ -93,26 +115,23 @@ def _recover(file: FileIO, rows: Sequence[Row], output: Path) -> int:
     """Cut an unfinished last line and return how many are finished, each compared with its row."""
     file.seek(0)
     lines = file.read().splitlines(keepends=True)
-    if lines and parse_record(lines[-1]) is None:
-        lines.pop()
+    whole = [line for line in lines if line.endswith(b"\n")]
     for number, line in enumerate(lines, start=1):
-        record = parse_record(line)
         asked = question_fields(rows[number - 1]) if number <= len(rows) else None
-        if record is None or asked is None or asked != {key: record.get(key) for key in asked}:
+        if number > len(whole):
+            fits = asked is not None and _begins(asked, line, number > 1)
+        else:
+            record = parse_record(line)
+            fits = record is not None and asked is not None and asked == {key: record.get(key) for key in asked}
+        if not fits:
             raise UserError(f"{output} line {number} does not answer row {number} of the input: give another output")
-    file.truncate(sum(map(len, lines)))
-    return len(lines)
+    if len(whole) < len(lines):
+        file.truncate(sum(map(len, whole)))
+    return len(whole)
 
 
-def _lock(file: FileIO, output: Path) -> None:
-    """Two runs that append to one file would repeat lines."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"{output} is being written by another run: wait for it, or give another output") from error
-    except OSError:  # some network file systems have no locks
-        return
+def _begins(asked: dict[str, Any], torn: bytes, zeros: bool) -> bool:
+    """Whether a torn line begins like the one that answers a question; a power cut may leave zeros at its end."""
+    head = json.dumps(asked, ensure_ascii=False).encode()[:-1]  # without the closing brace
+    left = torn.rstrip(b"\0")
+    return (bool(left) or zeros) and (left.startswith(head) or head.startswith(left))

@@ -1,17 +1,16 @@
 """A reducer at a budget: finding it by name, and running the model with it once, from inputs to answers."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from lit_reduce.backbones import Backbone
 from lit_reduce.plugin import PluginConfig, check_backbone, open_reducer
+from lit_reduce.plugin.checks import state_digest
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime import attach
 from lit_reduce.runtime.encode import Encoded, placeholders
@@ -42,8 +41,7 @@ class ReducerSpec:
         """Everything about the spec that decides an answer; equal for equal specs in any process."""
         if self.reducer is None:
             return ()
-        state = {name: weight.contiguous() for name, weight in self.reducer.state_dict().items()}
-        weights = hashlib.sha256(save(state)).hexdigest()
+        weights = state_digest(self.reducer.state_dict())
         return self.reducer.name, self.reducer.config, weights, self.positions, self.keep
 
     @property

@@ -12,7 +12,7 @@ from lit_reduce.plugin.format import (
     PluginConfig,
     read_config,
 )
-from lit_reduce.plugin.load import create_for, load_plugin, open_reducer
+from lit_reduce.plugin.load import create_for, load_plugin, open_reducer, resolved_revision
 from lit_reduce.plugin.save import push_to_hub, save_plugin
 
 __all__ = [
@@ -30,5 +30,6 @@ __all__ = [
     "open_reducer",
     "push_to_hub",
     "read_config",
+    "resolved_revision",
     "save_plugin",
 ]

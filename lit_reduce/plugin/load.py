@@ -15,7 +15,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.files import PathLike
 from lit_reduce.options import with_current_names
 from lit_reduce.plugin import hub
-from lit_reduce.plugin.checks import check_backbone
+from lit_reduce.plugin.checks import check_backbone, not_finite
 from lit_reduce.plugin.format import CONFIG, FILES, WEIGHTS, BackboneId, PluginConfig, brief, read_config, warn_dropped
 from lit_reduce.reducer import Reducer, available, create, find
 from lit_reduce.registry import plugin_folders
@@ -86,6 +86,13 @@ def open_reducer(
     return load_plugin(named, revision)
 
 
+def resolved_revision(name: str, revision: str | None) -> str | None:
+    """The commit of a hub id that has been downloaded; for folders and names of the register, ``revision`` as it is."""
+    if "/" not in name or Path(name).expanduser().exists() or (revision is None and name in plugin_folders()):
+        return revision
+    return _locate(name, revision, local_files_only=True).name
+
+
 def create_for(backbone: BackboneId, name: str, options: Mapping[str, Any]) -> Reducer:
     """Create a reducer; widths and depth that its options leave at 0 are taken from the backbone.
 
@@ -119,9 +126,12 @@ def _read_weights(folder: Path, config: PluginConfig) -> dict[str, torch.Tensor]
         data = path.read_bytes()
         if config.weights_sha256 not in ("", hashlib.sha256(data).hexdigest()):
             raise UserError(f"{path} is damaged, or {CONFIG} is of another save; save or fetch the plug-in again")
-        return safetensors.load(data)
+        state = safetensors.load(data)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({brief(error)}); save or fetch the plug-in again") from error
+    if broken := not_finite(state):
+        raise UserError(f"{path}: {broken}; train or fetch the plug-in again")
+    return state
 
 
 def _build(folder: Path, config: PluginConfig, state: dict[str, torch.Tensor]) -> Reducer:

@@ -12,6 +12,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.files import PathLike, atomic_folder
 from lit_reduce.plugin import hub
 from lit_reduce.plugin.card import model_card
+from lit_reduce.plugin.checks import not_finite
 from lit_reduce.plugin.format import CARD, CONFIG, FILES, WEIGHTS, PluginConfig, dump_config
 from lit_reduce.plugin.load import load_plugin
 from lit_reduce.reducer import Reducer
@@ -34,10 +35,12 @@ def save_plugin(
         card_extra: Header entries for the card (``license``, ...) and ``notes`` for its body, or the notes alone.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: A weight is not finite, or the folder cannot be written.
     """
     # Cloned, because tied or sliced tensors share storage, which safetensors refuses.
     state = {key: value.detach().cpu().clone().contiguous() for key, value in reducer.state_dict().items()}
+    if broken := not_finite(state):
+        raise UserError(f"cannot save {folder}: {broken}; the weights are of no use")
     weights = safetensors.save(state, metadata={"format": "pt"})
     config = dataclasses.replace(
         plugin_config,

@@ -18,7 +18,7 @@ from PIL import Image
 
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
-from lit_reduce.inference.resumable_jsonl import answer_rows
+from lit_reduce.inference.resumable_jsonl import answer_rows, open_answers
 
 ROWS = [Row(f"prompt {i} \u2028 é", Image.new("RGB", (1, 1)), id=i, line=i + 1, source=f"{i}.png") for i in range(20)]
 
@@ -39,7 +39,8 @@ class Model:
 
 def run(output: Path, model: Model | None = None, batch: int = 3) -> list[int]:
     steps: list[int] = []
-    answer_rows(ROWS, output, model or Model(), batch, steps.append)
+    with open_answers(output, ROWS) as opened:
+        answer_rows(ROWS, opened, model or Model(), batch, steps.append)
     return steps
 
 
@@ -135,7 +136,8 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
             run(output)
         return [{"answer": ""} for _ in rows]
 
-    answer_rows(ROWS, output, intrude, 10, lambda _: None)
+    with open_answers(output, ROWS) as opened:
+        answer_rows(ROWS, opened, intrude, 10, lambda _: None)
     assert output.read_bytes().count(b"\n") == 20
 
 
@@ -145,10 +147,12 @@ def test_killed_hard_again_and_again(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, time\nfrom pathlib import Path\nfrom PIL import Image\n"
-        "from lit_reduce.data.jsonl import Row\nfrom lit_reduce.inference.resumable_jsonl import answer_rows\n"
+        "from lit_reduce.data.jsonl import Row\n"
+        "from lit_reduce.inference.resumable_jsonl import answer_rows, open_answers\n"
         "rows = [Row(f'{i}', Image.new('RGB', (1, 1)), id=i, source='a') for i in range(40)]\n"
         "def answers(batch):\n    time.sleep(0.01)\n    return [{'answer': 'x' * 3000} for row in batch]\n"
-        "answer_rows(rows, Path(sys.argv[1]), answers, 1, lambda _: print('on', flush=True))\n"
+        "with open_answers(sys.argv[1], rows) as opened:\n"
+        "    answer_rows(rows, opened, answers, 1, lambda _: print('on', flush=True))\n"
     )
     command = [sys.executable, str(script), str(output)]
     here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -167,3 +171,49 @@ def test_killed_hard_again_and_again(tmp_path: Path) -> None:
         subprocess.run(command, check=True, stdout=subprocess.PIPE, env=here)
     assert kills > 0
     assert [json.loads(line)["id"] for line in output.read_bytes().splitlines()] == list(range(40))
+
+
+FOREIGN = [b'{"precious":1}', b"notes of mine", b'{"id": 0, "image": "0.png", "prompt": "other', b"{}\n", b"\0" * 9]
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+@pytest.mark.parametrize("finished", [0, 3])
+def test_a_tail_that_is_not_this_rows_own_is_kept(tmp_path: Path, content: bytes, finished: int) -> None:
+    output = tmp_path / "out.jsonl"
+    lines = whole(output).splitlines(keepends=True)
+    content = content + b"mine" if finished else content
+    output.write_bytes(b"".join(lines[:finished]) + content)
+    with pytest.raises(UserError, match=f"line {finished + 1} does not answer"):
+        run(output)
+    assert output.read_bytes() == b"".join(lines[:finished]) + content
+
+
+def test_a_whole_file_with_more_behind_it_is_kept(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    content = whole(output) + b'{"id'
+    output.write_bytes(content)
+    with pytest.raises(UserError, match="line 21 does not answer"):
+        run(output)
+    assert output.read_bytes() == content
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_output_that_disappears_is_an_error(tmp_path: Path, replaced: bool) -> None:
+    output = tmp_path / "out.jsonl"
+
+    def answers(rows: Sequence[Row]) -> list[dict[str, Any]]:
+        if rows[0].id == 10:
+            output.unlink()
+            if replaced:
+                output.write_text("of somebody else")
+        return [{"answer": ""} for _ in rows]
+
+    with open_answers(output, ROWS) as opened, pytest.raises(UserError, match="removed or replaced"):
+        answer_rows(ROWS, opened, answers, 5, lambda _: None)
+    assert output.exists() == replaced
+
+
+def test_a_run_that_writes_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with open_answers(tmp_path / "out.jsonl", ROWS) as opened:
+        assert opened.done == 0
+    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from lit_reduce.errors import UserError
-from lit_reduce.plugin import FILES, WEIGHTS, BackboneId, PluginConfig, load_plugin, push_to_hub, save_plugin
+from lit_reduce.plugin import (
+    FILES,
+    WEIGHTS,
+    BackboneId,
+    PluginConfig,
+    load_plugin,
+    push_to_hub,
+    resolved_revision,
+    save_plugin,
+)
 from lit_reduce.reducer import create
 from lit_reduce.tokens import VisualTokens
 
@@ -237,3 +246,14 @@ def test_pushing_needs_a_login_and_a_sound_plugin(hub, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is damaged"):
         push_to_hub(folder, "me/plug")
     assert hub.repositories == {}
+
+
+def test_a_branch_resolves_to_the_commit_that_was_loaded(hub, tmp_path):
+    for seed in (1, 2):
+        push_to_hub(plug(tmp_path / "plug", seed), "me/plug")
+        commit = hub.repositories["me/plug"].branches["main"]
+        assert load_plugin("me/plug")[0].config.seed == seed
+        assert resolved_revision("me/plug", None) == resolved_revision("me/plug", commit) == commit
+    assert resolved_revision(str(tmp_path / "plug"), None) is None
+    assert resolved_revision("fastervlm", None) is None
+    assert resolved_revision("pocket/covipal", None) is None, "shipped with a package"

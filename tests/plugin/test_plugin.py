@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import lit_reduce.reducer as reducer_module
@@ -317,3 +318,47 @@ def test_what_a_reducer_is_called(tmp_path, monkeypatch):
         open_reducer("randon")
     with pytest.raises(UserError, match="no plug-in at"):
         open_reducer("./none")
+
+
+BROKEN = [float("nan"), float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize("value", BROKEN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(saved, value, dtype):
+    folder, reducer = saved
+    reducer.to(dtype)
+    with torch.no_grad():
+        reducer.head.bias.fill_(value)
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    with pytest.raises(UserError, match=r"head\.bias holds numbers that are not finite"):
+        save_plugin(folder, reducer, plugin_config())
+    assert {name: (folder / name).read_bytes() for name in FILES} == before
+    save_file({name: x.contiguous() for name, x in reducer.state_dict().items()}, folder / WEIGHTS)
+    change(folder, weights_sha256="")
+    with pytest.raises(UserError, match=r"head\.bias holds numbers that are not finite"):
+        load_plugin(folder)
+
+
+@dataclass
+class SlopedConfig(LinearConfig):
+    slopes: list[float] = field(default_factory=lambda: [1.0])
+
+
+class Sloped(Linear):
+    name = "sloped_toy"
+    config_class = SlopedConfig
+
+
+@pytest.mark.parametrize("value", BROKEN)
+def test_options_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path, value):
+    register(Sloped)
+    folder = save_plugin(tmp_path / "good", Sloped(), plugin_config())
+    with pytest.raises(UserError, match=r"slopes=.*give a finite number"):
+        save_plugin(tmp_path / "bad", Sloped(SlopedConfig(slopes=[1.0, value])), plugin_config())
+    assert not (tmp_path / "bad").exists()
+    change(folder, options={"width": 8, "slopes": [1.0, value]})
+    with pytest.raises(UserError, match=r"reducer_config.*slopes=.*give a finite number"):
+        load_plugin(folder)
+    with pytest.raises(UserError, match=r"slopes=.*give a finite number"):
+        create("sloped_toy", slopes=[value])
