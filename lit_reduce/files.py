@@ -1,8 +1,12 @@
-"""Writing without half-written files: everything goes to a temporary name beside the target, then is renamed."""
+"""Reading plain files of a bounded size, and writing without half-written ones.
+
+Everything that is written goes to a temporary name beside the target, then is renamed.
+"""
 
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -11,6 +15,32 @@ from pathlib import Path
 from lit_reduce.errors import UserError
 
 PathLike = str | os.PathLike[str]
+
+
+def check_plain(path: PathLike, max_bytes: int) -> None:
+    """Refuse what cannot be read to its end: pipes and devices, which may block or never end, and huge files.
+
+    Raises:
+        UserError: ``path`` is not a plain file, or has more than ``max_bytes`` bytes.
+        OSError: it is not there or cannot be asked.
+    """
+    found = Path(path).stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
+        raise UserError(f"{path} is {kind}, not a plain file; give a file")
+    if found.st_size > max_bytes:
+        raise UserError(f"{path} has {found.st_size:,} bytes, over the limit of {max_bytes:,}; is it the right file?")
+
+
+def read_plain(path: PathLike, max_bytes: int) -> bytes:
+    """Read a whole file after `check_plain`.
+
+    Raises:
+        UserError: as `check_plain`.
+        OSError: as `check_plain`, or it cannot be read.
+    """
+    check_plain(path, max_bytes)
+    return Path(path).read_bytes()
 
 
 def write_atomic(path: PathLike, data: bytes | str) -> None:

@@ -1,5 +1,7 @@
 """Settings: the order of sources, typed values, presets, and errors that help."""
 
+import os
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -282,3 +284,62 @@ def test_a_program_may_leave_names_to_the_reference_model() -> None:
     assert (settings.backbone.name, settings.data.name) == ("pocket", "pocket")
     given = TrainSettings(BackboneSettings("somewhere"), data=DataSettings("rows.jsonl"))
     assert with_references(given) == given
+
+
+@pytest.mark.parametrize(
+    "text", ["${oc.env:SECRET}", r"\${oc.env:SECRET}", r"\\${oc.env:SECRET}", "${", "a ${part.name}"]
+)
+def test_nothing_is_resolved_in_words_and_files(
+    configs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    monkeypatch.setenv("SECRET", "hush")
+    (configs / "mine.yaml").write_text(f"prompt: '{text}'\npart: {{options: {{deep: ['{text}']}}}}\n")
+    for chosen in (
+        resolve(configs, f"config={configs / 'mine.yaml'}"),
+        resolve(configs, f"prompt={text}", f"part.options.deep=['{text}']"),
+    ):
+        assert (chosen.prompt, chosen.part.options["deep"]) == (text, [text])
+        settings.save(chosen, tmp_path / "saved.yaml")
+        assert "hush" not in (tmp_path / "saved.yaml").read_text()
+        assert resolve(configs, f"config={tmp_path / 'saved.yaml'}") == chosen
+    for words in ([f"rate={text}"], [f"part.depth={text}"], [f"part={text}"]):
+        with pytest.raises(UserError) if "part=" not in words[0] else nullcontext() as caught:
+            assert resolve(configs, *words).part.name == text
+        assert "hush" not in str(caught)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: &a [1, 1]\nb: *a\n", "aliases"),
+        ("keep: 1\nkeep: 2\n", "keep is given twice"),
+        ("keep: " + "9" * 5000 + "\n", "whole number|digits"),
+        ("keep: 0x" + "f" * 5000 + "\n", "more than 64 bits"),
+        ("keep: " + "[" * 5000 + "\n", "not valid YAML"),
+        ("keep: !!python/object/apply:os.system [true]\n", "not valid YAML"),
+        ("- 1\n", "no key: value pairs"),
+        ("0\n", "no key: value pairs"),
+    ],
+)
+def test_settings_files_that_are_no_settings(configs: Path, text: str, words: str) -> None:
+    (configs / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=words) as caught:
+        resolve(configs, f"config={configs / 'bad.yaml'}")
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_are_read_as_python_writes_them(configs: Path) -> None:
+    (configs / "numbers.yaml").write_text("rate: 1e-4\nprompt: '1e-4'\npart: {options: {at: 2026-01-01, x: 1.5e+3}}\n")
+    chosen = resolve(configs, f"config={configs / 'numbers.yaml'}")
+    assert (chosen.rate, chosen.prompt) == (1e-4, "1e-4")
+    assert {"at": "2026-01-01", "x": 1500.0}.items() <= chosen.part.options.items()
+
+
+def test_pipes_devices_and_huge_files_are_no_settings(configs: Path) -> None:
+    os.mkfifo(configs / "pipe")
+    with (configs / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    for name in (configs / "pipe", configs / "sparse", "/dev/zero", configs):
+        with pytest.raises(UserError, match=r"not a plain file|over the limit"):
+            resolve(configs, f"config={name}")

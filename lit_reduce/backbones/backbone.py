@@ -13,6 +13,7 @@ from torch import Tensor
 from lit_reduce.backbones import shapes
 from lit_reduce.backbones.families import Family, family_of
 from lit_reduce.backbones.identity import identify
+from lit_reduce.backbones.thin import check_ratio
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import BackboneId
 from lit_reduce.registry import references
@@ -44,11 +45,13 @@ class Backbone:
             prompts: One question each; the processor's chat template is put around it where there is one.
 
         Raises:
-            UserError: the prompt holds the processor's own placeholder for a picture.
+            UserError: the prompt holds the processor's own placeholder for a picture, or a picture is too thin.
         """
         token = self.processor.image_token
         groups = [[] if group is None else group if isinstance(group, list) else [group] for group in images]
         groups = [[image.convert("RGB") for image in group] for group in groups]
+        for image in (image for group in groups for image in group):
+            check_ratio(*image.size)
         texts = [self._text(prompt, len(group), token) for group, prompt in zip(groups, prompts, strict=True)]
         bos = self.processor.tokenizer.bos_token
         inputs = self.processor(

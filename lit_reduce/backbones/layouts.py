@@ -221,8 +221,9 @@ class AnyRes:
         found = []
         for count, marks in zip(tiles, newlines, strict=True):
             ends = int(marks.sum())
-            whole = (1, ends, (len(marks) - rows * columns) // max(ends, 1) - 1) if count > 1 else (1, rows, columns)
-            found.append(Picture(whole, len(marks)))
+            whole = (1, ends, (len(marks) - rows * columns) // max(ends, 1) - 1) if count > 1 else (1, 0, 0)
+            # Nothing of a very thin picture is left after padding is cut: its overview stands alone.
+            found.append(Picture(whole if min(whole[1:]) > 0 else (1, rows, columns), len(marks)))
         return found
 
     def arrange(self, model: Any, inputs: Inputs, x: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from lit_reduce.data.images import MAX_BYTES
 from lit_reduce.data.jsonl import Row
+from lit_reduce.files import read_plain
 
 Turn = tuple[str, str | None]
 
@@ -42,5 +44,5 @@ def group_rows(rows: Sequence[Row]) -> list[Group]:
 def _key(name: str, row: Row, turns: tuple[Turn, ...]) -> str:
     """A digest of what the teacher will see: the picture's bytes and the questions."""
     digest = hashlib.sha256(repr((name, turns)).encode())
-    digest.update(row.image.read_bytes() if isinstance(row.image, Path) else row.image.tobytes())
+    digest.update(read_plain(row.image, MAX_BYTES) if isinstance(row.image, Path) else row.image.tobytes())
     return digest.hexdigest()[:24]

@@ -10,6 +10,9 @@ from PIL import Image
 
 from lit_reduce.data.images import check_image, open_image
 from lit_reduce.errors import UserError
+from lit_reduce.files import read_plain
+
+MAX_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,11 @@ def read_rows(path: str | Path, need_answers: bool = False, check_images: bool =
         if not line.strip():
             continue
         try:
-            row = _row(json.loads(line), path.parent, number)
+            row = _row(_parse(line), path.parent, number)
             if need_answers and row.answer is None:
                 raise UserError("field answer is missing")
             if check_images and isinstance(row.image, Path):
                 check_image(row.image)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {number}: not valid JSON ({error.msg})") from error
         except UserError as error:
             raise UserError(f"{path} line {number}: {error}") from error
         rows.append(row)
@@ -79,13 +80,33 @@ def read_rows(path: str | Path, need_answers: bool = False, check_images: bool =
 def _lines(path: Path) -> list[str]:
     try:
         # Only \n ends a line: JSON texts may hold other characters that str.splitlines breaks at.
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        return read_plain(path, MAX_BYTES).decode("utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise UserError(f"data file {path} does not exist") from error
     except UnicodeDecodeError as error:
         raise UserError(f"data file {path} is not UTF-8 text") from error
     except OSError as error:
         raise UserError(f"data file {path} cannot be read: {error.strerror}") from error
+
+
+def _parse(line: str) -> Any:
+    """The value of a line; texts that no file could hold again, as half of a surrogate pair, are refused."""
+    try:
+        value = json.loads(line, parse_constant=_refuse)
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise UserError(f"not valid JSON ({error.msg})") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"not valid JSON (half of a surrogate pair, \\u{ord(error.object[error.start]):x})") from error
+    except RecursionError as error:
+        raise UserError("not valid JSON (nested too deeply)") from error
+    except ValueError as error:  # Python's own limit of digits
+        raise UserError("a number has too many digits") from error
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise UserError(f"not valid JSON ({constant} is no number)")
 
 
 def _row(record: Any, folder: Path, number: int) -> Row:
@@ -104,8 +125,8 @@ def _row(record: Any, folder: Path, number: int) -> Row:
         answer = [str(item) for item in answer] or None
     if not isinstance(answer, str | list | None):
         raise UserError("field answer is neither a text nor a list of texts")
-    if isinstance(own, bool) or not isinstance(own, str | int | None):
-        raise UserError("field id is neither a text nor a whole number")
+    if isinstance(own, bool) or not isinstance(own, str | int | None) or (isinstance(own, int) and abs(own) >> 63):
+        raise UserError("field id is neither a text nor a whole number of 64 bits")
     family = record.get("family")
     if not isinstance(family, str | None):
         raise UserError("field family is not a text")

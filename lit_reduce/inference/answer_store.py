@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_reduce.backbones import Backbone
+from lit_reduce.data.images import MAX_BYTES
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
+from lit_reduce.files import read_plain
 from lit_reduce.inference.resumable_jsonl import append_records, parse_record
 from lit_reduce.inference.spec import ReducerSpec
 from lit_reduce.version import __version__
@@ -79,7 +81,7 @@ class AnswerStore:
 
 def question_digest(row: Row) -> str:
     """What is asked: a digest of the picture's content and the prompt."""
-    image = row.image.read_bytes() if isinstance(row.image, Path) else row.image.tobytes()
+    image = read_plain(row.image, MAX_BYTES) if isinstance(row.image, Path) else row.image.tobytes()
     return _digest(repr((hashlib.sha256(image).digest(), row.prompt)))
 
 

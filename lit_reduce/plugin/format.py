@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_reduce.errors import UserError
-from lit_reduce.files import PathLike
+from lit_reduce.files import PathLike, read_plain
 from lit_reduce.version import __version__
 
 CONFIG, WEIGHTS, CARD = "reducer_config.json", "reducer.safetensors", "README.md"
 FILES = (CONFIG, WEIGHTS, CARD)
 FORMAT_VERSION = 1
 POSITIONS = ("keep", "renumber")
+MAX_BYTES = 1 << 22  # of the config
 
 
 @dataclass
@@ -83,7 +84,7 @@ def read_config(folder: PathLike) -> PluginConfig:
     """
     path = Path(folder) / CONFIG
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_plain(path, MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({brief(error)}); is this the folder of a plug-in?") from error
     config = _typed(PluginConfig, raw, path)
@@ -134,7 +135,9 @@ def _typed(schema: type[_T], raw: Any, path: Path) -> _T:
         plain = getattr(kind, "__origin__", kind)
         wrong = not isinstance(value, plain) or (isinstance(value, bool) and plain is int)
         if wrong or (key == "budgets" and not all(type(count) is int for count in value)):
-            raise UserError(f"{path}: '{key}' must be of type {getattr(kind, '__name__', kind)}, not {value!r}")
+            raise UserError(
+                f"{path}: '{key}' must be of type {getattr(kind, '__name__', kind)}, not {repr(value)[:100]}"
+            )
         values[key] = value
     return schema(**values)
 

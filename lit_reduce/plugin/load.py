@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 
 from lit_reduce.errors import UserError
-from lit_reduce.files import PathLike
+from lit_reduce.files import PathLike, check_plain
 from lit_reduce.options import with_current_names
 from lit_reduce.plugin import hub
 from lit_reduce.plugin.checks import check_backbone, not_finite
+from lit_reduce.plugin.fit import check_fit
 from lit_reduce.plugin.format import CONFIG, FILES, WEIGHTS, BackboneId, PluginConfig, brief, read_config, warn_dropped
 from lit_reduce.reducer import Reducer, available, create, find
 from lit_reduce.registry import plugin_folders
+
+MAX_BYTES = 1 << 32  # of weights
 
 
 def load_plugin(
@@ -123,7 +126,9 @@ def _locate(place: PathLike, revision: str | None, local_files_only: bool) -> Pa
 def _read_weights(folder: Path, config: PluginConfig) -> dict[str, torch.Tensor]:
     path = folder / WEIGHTS
     try:
-        data = path.read_bytes()
+        check_plain(path, MAX_BYTES)
+        with safe_open(path, framework="pt"):  # checks the header against the size, before all is read
+            data = path.read_bytes()
         if config.weights_sha256 not in ("", hashlib.sha256(data).hexdigest()):
             raise UserError(f"{path} is damaged, or {CONFIG} is of another save; save or fetch the plug-in again")
         state = safetensors.load(data)
@@ -142,10 +147,12 @@ def _build(folder: Path, config: PluginConfig, state: dict[str, torch.Tensor]) -
     options = {key: value for key, value in config.options.items() if key in known}
     warn_dropped(set(config.options) - known, folder / CONFIG)
     try:
+        settings = cls.config_class.from_options(options, owner=f"{folder / CONFIG}: {config.reducer}")
+        check_fit(cls, settings, state)
         with torch.random.fork_rng(devices=[]):  # initial weights are replaced; keep the caller's random state
-            reducer = cls(cls.config_class.from_options(options, owner=f"{folder / CONFIG}: {config.reducer}"))
+            reducer = cls(settings)
         # Assigned, not copied into: a copy would silently cast weights that were saved in another dtype.
         reducer.load_state_dict(state, strict=True, assign=True)
-    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
         raise UserError(f"{folder}: weights and config do not fit together: {brief(error)}") from error
     return reducer.eval()

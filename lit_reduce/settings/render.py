@@ -16,6 +16,7 @@ from lit_reduce.options import limits_of
 from lit_reduce.settings.presets import preset_names
 from lit_reduce.settings.schema import types_of
 from lit_reduce.settings.words import escape
+from lit_reduce.settings.yaml_text import load_yaml
 
 WIDTH = 120
 FROM_BACKBONE = ("hidden_size", "vision_hidden_size", "depth")
@@ -24,7 +25,8 @@ FOOT = "--validate resolves and prints the settings, then stops; config=FILE rea
 
 def to_yaml(settings: object) -> str:
     """Resolved settings as YAML text."""
-    return OmegaConf.to_yaml(OmegaConf.create(escape(dataclasses.asdict(typing.cast("Any", settings)))))
+    content = OmegaConf.create(escape(dataclasses.asdict(typing.cast("Any", settings))))
+    return OmegaConf.to_yaml(content, resolve=True)  # resolves to the very texts that were escaped
 
 
 def save(settings: object, path: str | Path) -> None:
@@ -91,7 +93,7 @@ def as_yaml(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {as_yaml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(as_yaml(item) for item in value) + "]"
-    if isinstance(value, str) and value and OmegaConf.create(f"text: [{value}]") == {"text": [value]}:
+    if isinstance(value, str) and value and load_yaml(f"text: [{value}]") == {"text": [value]}:
         return value
     return json.dumps(value)
 

@@ -20,7 +20,7 @@ from lit_reduce.settings.presets import Preset, find_preset
 from lit_reduce.settings.references import fill_backbone, fill_rest
 from lit_reduce.settings.render import help_text, to_yaml
 from lit_reduce.settings.schema import check_keys, is_group, types_of
-from lit_reduce.settings.words import nested, one_line, parse, read_yaml, split
+from lit_reduce.settings.words import escape, nested, one_line, parse, read_yaml, split
 
 T = TypeVar("T")
 
@@ -55,17 +55,9 @@ def resolve(schema: type[T], argv: Sequence[str], configs: Path, name: str) -> T
         if flag != "--validate":
             raise UserError(f"unknown option {flag}: settings are written key=value, options are --help and --validate")
     words = [split(word) for word in argv if not word.startswith("-")]
-    merged = _sources(schema, words, configs, Preset())
-    fill_backbone(merged)
-    if "preset" in types_of(schema):
-        merged = _with_preset(schema, words, configs, name, merged)
-    missing = [str(key) for key in OmegaConf.missing_keys(merged)]
-    if missing:
-        raise UserError(f"setting {missing[0]} is missing: give it as {missing[0]}=VALUE (--help lists the settings)")
-    fill_rest(merged)
     try:
-        settings = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ValueError) as error:
+        settings = OmegaConf.to_object(_all_sources(schema, words, configs, name))
+    except (OmegaConfBaseException, ValueError) as error:  # as a text with ${ where a number is asked for
         raise UserError(f"settings do not resolve: {one_line(error)}") from error
     check(settings)
     _check_options(getattr(settings, "reducer", None))
@@ -73,6 +65,19 @@ def resolve(schema: type[T], argv: Sequence[str], configs: Path, name: str) -> T
         print(to_yaml(settings), end="")
         raise SystemExit(0)
     return typing.cast("T", settings)
+
+
+def _all_sources(schema: type, words: Sequence[tuple[str, str]], configs: Path, command: str) -> Any:
+    """The sources with the preset, nothing missing, and what ``auto`` stands for filled in."""
+    merged = _sources(schema, words, configs, Preset())
+    fill_backbone(merged)
+    if "preset" in types_of(schema):
+        merged = _with_preset(schema, words, configs, command, merged)
+    missing = [str(key) for key in OmegaConf.missing_keys(merged)]
+    if missing:
+        raise UserError(f"setting {missing[0]} is missing: give it as {missing[0]}=VALUE (--help lists the settings)")
+    fill_rest(merged)
+    return merged
 
 
 def _with_preset(schema: type, words: Sequence[tuple[str, str]], configs: Path, command: str, first: Any) -> Any:
@@ -88,7 +93,7 @@ def _sources(schema: type, words: Sequence[tuple[str, str]], configs: Path, pres
     """The schema's own values, those of the preset, the files that the words name, then the other words."""
     merged = OmegaConf.structured(schema)
     if preset.options and merged.reducer.name == preset.reducer:
-        merged.reducer.options = preset.options
+        merged.reducer.options = escape(preset.options)
     files = [*preset.files, *((path, read_yaml(path)) for path in (Path(v) for key, v in words if key == "config"))]
     for path, values in files:
         merged = _merge(merged, schema, values, configs, str(path), preset)
@@ -109,11 +114,11 @@ def _merge(target: Any, schema: type, values: Mapping[str, Any], configs: Path, 
             value = _group(schema, key, value, configs)
             target[key] = fresh[key]  # a newly chosen group forgets the one chosen before
             if "options" in target[key] and "name" in value:
-                target[key].options = preset.options_of(value["name"])
+                target[key].options = escape(preset.options_of(value["name"]))
         elif is_group(schema, key) and _renamed(target[key], value):
-            target[key].options = preset.options_of(value["name"])  # the old ones are of what had been chosen
+            target[key].options = escape(preset.options_of(value["name"]))  # the old ones are of what had been chosen
         try:
-            target = OmegaConf.merge(target, {key: value})
+            target = OmegaConf.merge(target, {key: escape(value)})
         except (OmegaConfBaseException, ValueError, TypeError) as error:
             raise UserError(f"bad value in {origin}: {one_line(error)}") from error
     return target

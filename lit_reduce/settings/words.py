@@ -1,14 +1,17 @@
-"""Reading what the user wrote: ``key=value`` words and YAML files."""
+"""Reading what the user wrote: ``key=value`` words and YAML files, as data alone: ``${...}`` stays text."""
 
+import re
 import types
 import typing
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from lit_reduce.errors import UserError
+from lit_reduce.files import read_plain
 from lit_reduce.settings.schema import type_at
+from lit_reduce.settings.yaml_text import load_yaml
+
+MAX_BYTES = 1 << 18  # of a settings file
 
 
 def split(word: str) -> tuple[str, str]:
@@ -35,12 +38,11 @@ def parse(schema: type, key: str, text: str) -> Any:
     if type(None) in options and text in ("null", "none", ""):
         return None
     if str in options or (isinstance(kind, type) and hasattr(kind, "__dataclass_fields__")):
-        return escape(text)
+        return text
     try:
-        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        value = load_yaml(text)
     except Exception as error:  # as in read_yaml
-        raise UserError(f"cannot read the value in {key}={text}: {one_line(error)}") from error
-    value = parsed["value"]
+        raise UserError(f"cannot read the value in {key}={text[:200]}: {one_line(error)}") from error
     many = any(typing.get_origin(option) is list for option in options)
     return [value] if many and isinstance(value, str | int | float) else value  # keep=64 means keep=[64]
 
@@ -52,13 +54,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: It cannot be read, is no YAML, or holds something else than ``key: value`` pairs.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_plain(path, MAX_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read settings file {path}: {one_line(error)}") from error
     try:
-        content = OmegaConf.to_container(OmegaConf.create(text))
-    except Exception as error:  # the YAML parser's errors share no base with OmegaConf's
+        content = load_yaml(text)
+    except Exception as error:  # a damaged file makes the parser raise many kinds
         raise UserError(f"settings file {path} is not valid YAML: {one_line(error)}") from error
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"settings file {path} holds no key: value pairs")
     return {str(key): value for key, value in content.items()}
@@ -72,12 +75,12 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def escape(value: Any) -> Any:
-    """Keep ``${`` in texts literal: a prompt is never an interpolation."""
+    """What OmegaConf reads as exactly these texts: without it, ``${...}`` would stand for something else."""
     if isinstance(value, dict):
         return {key: escape(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [escape(item) for item in value]
-    return value.replace("${", r"\${") if isinstance(value, str) else value
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def one_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """JSON lines: what a row may hold, and errors that name the line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ def test_byte_order_mark_and_windows_lines(folder: Path) -> None:
         ('{"image": "rows.jsonl", "prompt": "a"}', "not an image"),
         ('{"image": "pictures/a.png", "prompt": "a", "answer": {}}', "field answer"),
         ('{"image": "pictures/a.png", "prompt": "a", "id": [1]}', "field id"),
+        ('{"image": "pictures/a.png", "prompt": "a", "id": ' + "9" * 5000 + "}", "too many digits"),
+        ('{"image": "pictures/a.png", "prompt": "a", "id": ' + "9" * 20 + "}", "field id"),
+        ('{"image": "pictures/a.png", "prompt": "a", "answer": ' + "[" * 200_000, "nested too deeply"),
+        (r'{"image": "pictures/a.png", "prompt": "a\ud800b"}', "surrogate"),
+        (r'{"image": "pictures/a.png", "prompt": "a", "more": {"\udfff": 1}}', "surrogate"),
+        (r'{"image": "pictures/a\u0000.png", "prompt": "a"}', "cannot be read"),
+        ('{"image": "' + "a" * 5000 + '", "prompt": "a"}', "cannot be read|too long"),
+        ('{"image": "pictures/a.png", "prompt": "a", "answer": NaN}', "not valid JSON"),
     ],
 )
 def test_a_bad_row_is_named(folder: Path, line: str, words: str) -> None:
@@ -91,3 +100,12 @@ def test_a_picture_damaged_past_its_header_is_named_when_opened(folder: Path) ->
     row = read_rows(write(folder, '{"image": "pictures/a.png", "prompt": "a"}'))[0]
     with pytest.raises(UserError, match=r"line 1: image .*a\.png is truncated"):
         row.open()
+
+
+def test_pipes_devices_and_huge_files_are_no_rows(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    with (folder / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    for path in (folder / "pipe", folder / "sparse", Path("/dev/zero"), folder):
+        with pytest.raises(UserError, match=r"not a plain file|over the limit"):
+            read_rows(path)

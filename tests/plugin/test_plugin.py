@@ -1,17 +1,20 @@
 """Saving, loading and every refusal in between."""
 
 import dataclasses
+import hashlib
 import json
+import os
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 import lit_reduce.reducer as reducer_module
+from lit_reduce.commands.list import main as list_command
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import (
     CARD,
@@ -34,6 +37,7 @@ BACKBONE = BackboneId("pocket", "0123456789abcdef" * 4, "llava", 8, 16, 24)
 class LinearConfig(ReducerConfig):
     width: int = field(default=8, metadata={"help": "of the tokens"})
     tied: bool = False
+    layers: int = 0
 
 
 class Linear(ScoringReducer):
@@ -46,6 +50,7 @@ class Linear(ScoringReducer):
         super().__init__(config)
         self.head = nn.Linear(self.config.width, 1)
         self.register_buffer("steps", torch.tensor(3))
+        self.more = nn.ModuleList(nn.Linear(2, 2) for _ in range(self.config.layers))
         if self.config.tied:
             self.twin = self.head
 
@@ -98,7 +103,7 @@ def test_save_load_gives_the_same_output_to_the_bit(tmp_path, dtype, tied):
     assert loaded.steps == 41
     assert not loaded.training
     assert loaded.config == reducer.config
-    assert (config.reducer, config.options) == ("linear_toy", {"width": 8, "tied": tied})
+    assert (config.reducer, config.options) == ("linear_toy", {"width": 8, "tied": tied, "layers": 0})
     assert (config.backbone, config.budgets, config.positions) == (BACKBONE, [192, 64], "renumber")
 
 
@@ -187,6 +192,9 @@ def test_a_plugin_that_knows_no_depth_serves_any(saved):
         ({"options": {"width": "8"}}, "option 'width' must be of type int"),
         ({"options": {"width": 9}}, "do not fit together.*size mismatch for head.weight"),
         ({"options": {"width": -1}}, "do not fit together"),
+        ({"options": {"width": 10**12}}, "do not fit together.*size mismatch"),
+        ({"options": {"width": 2**62}}, "do not fit together"),
+        ({"options": {"layers": 2_000_000_000}}, "more weights than there are"),
         ({"options": {"tied": True}}, "do not fit together.*Missing key"),
     ],
 )
@@ -362,3 +370,49 @@ def test_options_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path, valu
         load_plugin(folder)
     with pytest.raises(UserError, match=r"slopes=.*give a finite number"):
         create("sloped_toy", slopes=[value])
+
+
+def rewrite(folder, **tensors):
+    """Replace some weights, and their digest in the config."""
+    data = save({**load_file(folder / WEIGHTS), **tensors})
+    (folder / WEIGHTS).write_bytes(data)
+    change(folder, weights_sha256=hashlib.sha256(data).hexdigest())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"head.weight": torch.zeros(1, 8).to(torch.float8_e4m3fn)}, "float32, float8_e4m3fn; all must be"),
+        ({"head.bias": torch.zeros(1, dtype=torch.bfloat16)}, "bfloat16, float32; all must be one of"),
+        ({"head.weight": torch.zeros(1, 8, dtype=torch.int64)}, "dtype torch.int64, where torch.float32 is meant"),
+        ({"steps": torch.tensor(0.5)}, "steps has dtype torch.float32"),
+    ],
+)
+def test_dtypes_that_no_layer_computes_in_are_refused(saved, tensors, words):
+    rewrite(saved[0], **tensors)
+    with pytest.raises(UserError, match=words):
+        load_plugin(saved[0])
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse", "zeros"])
+def test_pipes_devices_and_huge_files_are_no_plugin(saved, name, kind):
+    path = saved[0] / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << (40 if kind == "sparse" else 22))
+    with pytest.raises(UserError, match=r"not a plain file|over the limit|cannot be read"):
+        load_plugin(saved[0])
+
+
+def test_the_list_shows_a_pipe_as_damaged(tmp_path, monkeypatch, capsys):
+    (tmp_path / "checkpoints" / "pipe").mkdir(parents=True)
+    os.mkfifo(tmp_path / "checkpoints" / "pipe" / CONFIG)
+    monkeypatch.chdir(tmp_path)
+    list_command([])
+    assert "checkpoints/pipe" in capsys.readouterr().out

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lit_reduce.backbones import load_backbone
+from lit_reduce.backbones.layouts import AnyRes
 from lit_reduce_pocket import hd, hd_world
 from lit_reduce_pocket.model import build_model, normalise
 from lit_reduce_pocket.questions import questions
@@ -112,3 +113,11 @@ def test_it_trains_resumes_and_exports(tmp_path: Path, monkeypatch):
     before = build_model().model.vision_tower.state_dict()
     after = backbone.model.model.vision_tower.state_dict()
     assert all(torch.equal(before[name].half().float(), x) for name, x in after.items()), "the tower stays"
+
+
+@pytest.mark.parametrize(("height", "width", "count"), [(10, 672, 576), (672, 10, 624), (672, 672, 2928)])
+def test_a_thin_picture_has_the_grid_of_its_overview(model, height, width, count):
+    inputs = {"pixel_values": torch.zeros(1, 5, 3, 336, 336), "image_sizes": torch.tensor([[height, width]])}
+    (picture,) = AnyRes().pictures(model, inputs)
+    assert picture.count == count
+    assert picture.grid == ((1, 48, 48) if height == width else (1, 24, 24))
