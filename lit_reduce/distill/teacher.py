@@ -153,7 +153,8 @@ class Teacher:
             **inputs, do_sample=False, max_new_tokens=LONGEST, suppress_tokens=[x for x in visual if x is not None]
         )
         end = backbone.answer_ids(prompt, "")[-1]
-        stops = {end, backbone.processor.tokenizer.eos_token_id}
+        known = backbone.model.generation_config.eos_token_id
+        stops = {end, backbone.processor.tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])}
         said: list[int] = out[0, inputs["input_ids"].shape[1] :].tolist()
         length = next((i for i, token in enumerate(said) if token in stops), None)
         return said if length is None else [*said[:length], end]
