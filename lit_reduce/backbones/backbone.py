@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -18,6 +19,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.plugin import BackboneId
 from lit_reduce.registry import references
 
+MARK = "\ue000"  # stands for an answer, to see what a chat template writes around it; in no font, in no text
 Pictures = Image.Image | list[Image.Image] | None
 
 
@@ -76,10 +78,46 @@ class Backbone:
 
     def after_picture(self, prompt: str) -> list[int]:
         """Token ids that follow the picture in the prompt of one picture, without its placeholders."""
-        token, tokenizer = self.processor.image_token, self.processor.tokenizer
-        text = self._text(prompt, 1, token)
-        ids: list[int] = tokenizer(text.rpartition(token)[2], add_special_tokens=False).input_ids
+        token = self.processor.image_token
+        return self._ids(self._text(prompt, 1, token).rpartition(token)[2])
+
+    def answer_ids(self, prompt: str, answer: str) -> list[int]:
+        """Token ids of an answer behind the prompt of one picture, as the chat template writes both, up to its end.
+
+        The end of the turn is the first special token that the template puts behind the answer; the tokenizer's own end
+        of text where it puts none, or where there is no template.
+        """
+        tokenizer = self.processor.tokenizer
+        asked = self._text(prompt, 1, self.processor.image_token)
+        before, after = self._around_answer(prompt, asked)
+        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        marks = [token for token in self._ids(after) if token in special]
+        end = marks[0] if marks else tokenizer.eos_token_id
+        if not before:
+            return [*self._ids(answer), end]
+        both, first = self._ids(asked + before + answer), self._ids(asked)
+        if both[: len(first)] == first:
+            return [*both[len(first) :], end]
+        return [*self._ids(before + answer), end]  # the prompt's last token would go on: generation begins behind it
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False).input_ids
         return ids
+
+    def _around_answer(self, prompt: str, asked: str) -> tuple[str, str]:
+        """What the template writes between prompt and answer, and behind it; nothing where it has no place for it."""
+        if self.processor.chat_template is None:
+            return "", ""
+        user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+        for content in ([{"type": "text", "text": MARK}], MARK):  # some templates take the text of an answer alone
+            try:
+                whole = self.processor.apply_chat_template([user, {"role": "assistant", "content": content}])
+            except (TemplateError, TypeError):
+                continue
+            if whole.startswith(asked) and whole.count(MARK) == 1:
+                before, _, after = whole[len(asked) :].partition(MARK)
+                return before, after
+        return "", ""
 
     def decode(self, sequences: Tensor, inputs: Mapping[str, Any]) -> list[str]:
         """The answers in ``sequences`` ``[B, L]``: the tokens after the prompt of ``inputs``, as stripped text."""

@@ -1,4 +1,8 @@
-"""The batch of a training step: padded prompts, visual tokens and the teacher's outputs."""
+"""The batches of a training step: padded prompts, visual tokens and the teacher's outputs.
+
+A batch holds pictures of one grid. A step whose pictures differ in size has one batch for each grid, so that every
+picture is trained on its own rows and columns, and nothing is computed on padding between visual tokens.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -7,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_reduce.distill.teacher import PIXELS, SIGNAL, Outputs
+from lit_reduce.distill.teacher import DEEPSTACK, PIXELS, SIGNAL, SIZES, TYPES, Outputs
 from lit_reduce.runtime.encode import IGNORE, Encoded, prompt_text
 
 
 @dataclass
 class Batch:
-    """B questions with the teacher's outputs.
+    """B questions about pictures of one grid, with the teacher's outputs.
 
     Attributes:
         features: [B, N, D] visual tokens.
@@ -30,6 +34,9 @@ class Batch:
             inside the tower alone.
         picture: [B], which of these pictures each question is about.
         numbers: [B] of each question within the step, over all processes; noise is drawn by them.
+        deepstack: [B, N, D] visual features for deeper layers by level, for models that have them (Qwen3-VL).
+        types: [B, L] token types by the names of the model's inputs, for models that read them.
+        sizes: What the model reads about the size of each question's picture, by the names of its inputs.
     """
 
     features: Tensor
@@ -45,17 +52,23 @@ class Batch:
     pixels: dict[str, Tensor] = field(default_factory=dict)
     picture: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     numbers: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    deepstack: dict[str, Tensor] = field(default_factory=dict)
+    types: dict[str, Tensor] = field(default_factory=dict)
+    sizes: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """Moves every tensor."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        signals, pixels = ({name: x.to(device) for name, x in held.items()} for held in (self.signals, self.pixels))
-        return replace(self, **moved, signals=signals, pixels=pixels)
+        held = {k: v for k, v in vars(self).items() if isinstance(v, dict)}
+        moved |= {k: {name: x.to(device) for name, x in v.items()} for k, v in held.items()}
+        return replace(self, **moved)
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Model inputs; the labels say what no reducer may see."""
-        return {"input_ids": self.ids, "attention_mask": self.mask, "labels": self.labels}
+        return {
+            "input_ids": self.ids, "attention_mask": self.mask, "labels": self.labels, **self.types, **self.sizes
+        }  # fmt: skip
 
     @property
     def firsts(self) -> list[int]:
@@ -71,13 +84,39 @@ class Batch:
         features = list(self.features.to(text.dtype))
         signals = {name: list(x.to(text.dtype)) for name, x in self.signals.items()}
         pictures = self.picture.tolist()
-        return Encoded(features, [self.grid] * count, list(range(count)), signals, text, text_mask, pictures=pictures)
+        deepstack = [list(level.to(text.dtype)) for _, level in sorted(self.deepstack.items())]
+        return Encoded(
+            features, [self.grid] * count, list(range(count)), signals, text, text_mask, deepstack=deepstack,
+            pictures=pictures,
+        )  # fmt: skip
+
+
+def make_batches(
+    picked: Sequence[tuple[Outputs, Sequence[int]]], step: int = 0, pad: int = 0, numbers: Sequence[int] | None = None
+) -> list[Batch]:
+    """Collates turns of several groups into one batch for each size of picture, in the order in which these come.
+
+    Args:
+        picked: For each group its teacher outputs and the indices of the turns taken.
+        step: Of training.
+        pad: Id of padding.
+        numbers: Of the questions within the step; by default they are counted.
+    """
+    counted = list(range(sum(len(turns) for _, turns in picked))) if numbers is None else list(numbers)
+    sizes = dict[tuple[int, ...], tuple[list[tuple[Outputs, Sequence[int]]], list[int]]]()
+    start = 0
+    for outputs, turns in picked:
+        members, own = sizes.setdefault((len(outputs["features"]), *outputs["grid"].tolist()), ([], []))
+        members.append((outputs, turns))
+        own += counted[start : start + len(turns)]
+        start += len(turns)
+    return [make_batch(members, step, pad, own) for members, own in sizes.values()]
 
 
 def make_batch(
     picked: Sequence[tuple[Outputs, Sequence[int]]], step: int = 0, pad: int = 0, numbers: Sequence[int] | None = None
 ) -> Batch:
-    """Collates turns of several groups into one batch.
+    """Collates turns of several groups, whose pictures have one grid, into one batch.
 
     Args:
         picked: For each group its teacher outputs and the indices of the turns taken.
@@ -86,7 +125,9 @@ def make_batch(
         numbers: Of the questions within the step; by default they are counted.
     """
     ids, labels, rows = [], [], dict[str, list[Tensor]](features=[], guide=[], top=[], top_ids=[])
-    signals = {name: list[Tensor]() for name in picked[0][0] if name.startswith(SIGNAL)}
+    first = picked[0][0]
+    pictures = {name: list[Tensor]() for name in first if name.startswith((SIGNAL, DEEPSTACK, SIZES))}
+    types = {name: list[Tensor]() for name in first if name.startswith(TYPES)}
     for outputs, turns in picked:
         lengths = outputs["lengths"]
         starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.sum(1).cumsum(0)])
@@ -99,18 +140,25 @@ def make_batch(
             ids.append(row)
             labels.append(label)
             rows["features"].append(outputs["features"])
-            for name, values in signals.items():
+            for name, values in pictures.items():
                 values.append(outputs[name])
+            for name, values in types.items():
+                prompt = outputs[name][: len(outputs["prefix"])]
+                values.append(torch.cat([prompt, outputs[name][len(prompt) :][starts[t] : starts[t + 1]]]).long())
             rows["guide"].append(outputs["guide"][t].float())
             rows["top"].append(outputs["top"][answers[t] : answers[t + 1]].float())
             rows["top_ids"].append(outputs["top_ids"][answers[t] : answers[t + 1]].long())
     longest = max(len(row) for row in ids)
     left = [longest - len(row) for row in ids]
     pad_left = torch.nn.functional.pad
-    first = picked[0][0]["grid"].tolist()
+    grid = first["grid"].tolist()
+
+    def named(start: str) -> dict[str, list[Tensor]]:
+        return {name.removeprefix(start): values for name, values in pictures.items() if name.startswith(start)}
+
     return Batch(
-        torch.stack(rows["features"]).float(),
-        (first[0], first[1], first[2]),
+        torch.stack([x.float() for x in rows["features"]]),
+        (grid[0], grid[1], grid[2]),
         torch.stack([pad_left(row, (n, 0), value=pad) for row, n in zip(ids, left, strict=True)]),
         torch.stack([pad_left(torch.ones_like(row), (n, 0)) for row, n in zip(ids, left, strict=True)]),
         torch.stack([pad_left(row, (n, 0), value=IGNORE) for row, n in zip(labels, left, strict=True)]),
@@ -118,10 +166,16 @@ def make_batch(
         torch.cat(rows["top"]),
         torch.cat(rows["top_ids"]),
         step,
-        {name.removeprefix(SIGNAL): torch.stack(values).float() for name, values in signals.items()},
-        {name.removeprefix(PIXELS).strip(): _together(picked, name) for name in picked[0][0] if PIXELS in name},
+        {name: torch.stack([x.float() for x in values]) for name, values in named(SIGNAL).items()},
+        {name.removeprefix(PIXELS).strip(): _together(picked, name) for name in first if name.startswith(PIXELS)},
         torch.repeat_interleave(torch.arange(len(picked)), torch.tensor([len(turns) for _, turns in picked])),
         torch.tensor(range(len(ids)) if numbers is None else numbers),
+        {name: torch.stack([x.float() for x in values]) for name, values in named(DEEPSTACK).items()},
+        {
+            name.removeprefix(TYPES): torch.stack([pad_left(x, (n, 0)) for x, n in zip(values, left, strict=True)])
+            for name, values in types.items()
+        },
+        {name: torch.cat(values) for name, values in named(SIZES).items()},
     )
 
 

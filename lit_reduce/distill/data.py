@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from lit_reduce.data.groups import Group
-from lit_reduce.distill.batch import Batch, make_batch
+from lit_reduce.distill.batch import Batch, make_batches
 from lit_reduce.distill.teacher import Teacher
 
 
@@ -64,8 +64,8 @@ class DistillData(LightningDataModule):
                 if not (teacher.cache / f"{group.key}.safetensors").is_file():
                     teacher.outputs(group)
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
-        """Returns the share of one of ``world`` processes in the batch of a step."""
+    def batches(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
+        """Returns the share of one of ``world`` processes in a step, a batch for each size of picture."""
         teacher, count = self.held[0], len(self.groups)
         picked, numbers = [], list[int]()
         for place in range(rank, self.pictures * world, world):
@@ -77,13 +77,13 @@ class DistillData(LightningDataModule):
             turns = rng.permutation(n)[: self.turns].tolist()
             picked.append((outputs, turns))
             numbers += [place * self.turns + i for i in range(len(turns))]
-        return make_batch(picked, step, numbers=numbers)
+        return make_batches(picked, step, numbers=numbers)
 
     def train_dataloader(self) -> Any:
         """Batches from the trainer's present step to the last."""
         trainer = self.trainer
         first, rank, world = (trainer.global_step, trainer.global_rank, trainer.world_size) if trainer else (0, 0, 1)
-        steps = _Steps(lambda step: self.batch(step, rank, world), first, self.steps)
+        steps = _Steps(lambda step: self.batches(step, rank, world), first, self.steps)
         return DataLoader(steps, batch_size=None)
 
     def val_dataloader(self) -> Any:
@@ -94,19 +94,19 @@ class DistillData(LightningDataModule):
         per = max(1, self.val_batch // max(1, *(len(g.turns) for g in self.val_groups)))
         chunks = [self.val_groups[i : i + per] for i in range(0, len(self.val_groups), per)][rank::world]
 
-        def make(i: int) -> Batch:
+        def make(i: int) -> list[Batch]:
             outputs = [teacher.outputs(group) for group in chunks[i]]
-            return make_batch([(o, range(len(o["lengths"]))) for o in outputs])
+            return make_batches([(o, range(len(o["lengths"]))) for o in outputs])
 
         return DataLoader(_Steps(make, 0, len(chunks)), batch_size=None)
 
 
-class _Steps(IterableDataset[Batch]):
+class _Steps(IterableDataset[list[Batch]]):
     """Makes items first..last-1 one after another."""
 
-    def __init__(self, make: Callable[[int], Batch], first: int, last: int) -> None:
+    def __init__(self, make: Callable[[int], list[Batch]], first: int, last: int) -> None:
         self.make, self.first, self.last = make, first, last
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[list[Batch]]:
         for step in range(self.first, self.last):
             yield self.make(step)

@@ -52,7 +52,8 @@ def sweep(settings: TrainSettings, model: Any, reducer: Reducer, data: DistillDa
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = module.losses(replace(data.batch(step), step=settings.guide_steps))["loss"]
+        batches = [replace(batch, step=settings.guide_steps) for batch in data.batches(step)]
+        loss = module.step_losses(batches)["loss"]
         value = float(loss.detach())
         mean = SMOOTH * mean + (1 - SMOOTH) * value
         average = mean / (1 - SMOOTH ** (step + 1))

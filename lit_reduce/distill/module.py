@@ -13,11 +13,16 @@ from torchmetrics import MeanMetric
 from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.losses import answer_kl, row_mean
 from lit_reduce.distill.objectives import OBJECTIVES
-from lit_reduce.distill.seeded_sampling import budget_of
+from lit_reduce.distill.seeded_sampling import budget_of, tokens_of
 from lit_reduce.distill.student import student_logits
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.decoder.checkpointing import recomputed
 from lit_reduce.settings.train import TrainSettings
+
+
+def measure_name(budget: float) -> str:
+    """A validation budget in the name of a measure: a count as it is, a ratio in percent."""
+    return str(budget) if isinstance(budget, int) else f"{budget:.4%}".replace(".", "_").rstrip("0%").rstrip("_") + "%"
 
 
 class Distiller(LightningModule):
@@ -40,8 +45,17 @@ class Distiller(LightningModule):
         self.held = (model,)
         self.settings = settings
         names = ("accuracy", "agreement", "kl", "kept")
-        made = {f"{name}_{k}": MeanMetric() for name in names for k in settings.val_budgets}
+        made = {f"{name}_{measure_name(k)}": MeanMetric() for name in names for k in settings.val_budgets}
         self.measures: Any = torch.nn.ModuleDict(made)
+
+    def step_losses(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """The `losses` of a step: means over its batches, each as heavy as it has questions."""
+        total, found = sum(len(batch.ids) for batch in batches), dict[str, Tensor]()
+        for batch in batches:
+            for name, value in self.losses(batch).items():
+                share = value if len(batches) == 1 else value * (len(batch.ids) / total)
+                found[name] = found[name] + share if name in found else share
+        return found
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """All losses of a batch; ``loss`` is their weighted sum, the rest is for the log."""
@@ -65,28 +79,34 @@ class Distiller(LightningModule):
         loss = weights.kl * out["kl"] + weights.ce * out["ce"] + share * warmup_target + sum(further.values())
         return {"loss": loss, **out, **further}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: list[Batch], batch_idx: int) -> Tensor:
         """One step; logs every loss."""
-        losses = self.losses(batch)
+        losses, count = self.step_losses(batch), sum(len(part.ids) for part in batch)
         for name, value in losses.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch.ids))
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=count)
         return losses["loss"]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: list[Batch], batch_idx: int) -> None:
         """Measures the answers on the reduced sequence, as in inference, at every validation budget.
 
         An answer counts as right when every token of it is the most likely one: what greedy decoding would give.
         """
-        count = len(batch.ids)
-        for keep in self.settings.val_budgets:
+        for part in batch:
+            self._measure(part)
+
+    def _measure(self, batch: Batch) -> None:
+        count, total = len(batch.ids), batch.features.shape[1]
+        for budget in self.settings.val_budgets:
+            name = measure_name(budget)
+            keep = tokens_of(budget, total)
             logits, labels, rows = student_logits(self.held[0], self.reducer, batch, keep)
             best = logits.argmax(-1)
             kl = answer_kl(logits, batch.top, batch.top_ids)
-            for name, miss in (("accuracy", best != labels), ("agreement", best != batch.top_ids[:, 0])):
+            for kind, miss in (("accuracy", best != labels), ("agreement", best != batch.top_ids[:, 0])):
                 wrong = torch.zeros(count, device=rows.device).index_add(0, rows, miss.float())
-                self.measures[f"{name}_{keep}"].update((wrong == 0).float())
-            self.measures[f"kl_{keep}"].update(kl)
-            self.measures[f"kept_{keep}"].update(float(keep))
+                self.measures[f"{kind}_{name}"].update((wrong == 0).float())
+            self.measures[f"kl_{name}"].update(kl)
+            self.measures[f"kept_{name}"].update(float(keep), weight=count)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the measures, and their mean accuracy as ``val/accuracy``."""
@@ -94,7 +114,7 @@ class Distiller(LightningModule):
         for name, value in values.items():
             self.log(f"val/{name}", value)
             self.measures[name].reset()
-        accuracy = torch.stack([values[f"accuracy_{k}"] for k in self.settings.val_budgets]).mean()
+        accuracy = torch.stack([values[f"accuracy_{measure_name(k)}"] for k in self.settings.val_budgets]).mean()
         self.log("val/accuracy", accuracy, prog_bar=True)
 
     def configure_optimizers(self) -> Any:

@@ -32,7 +32,7 @@ class Objective:
 
     def __init__(self, model: Any, reducer: Any, batch: Batch, keep: int, settings: TrainSettings) -> None:
         self.model, self.reducer, self.batch, self.settings = model, reducer, batch, settings
-        self.keep = min(keep, batch.features.shape[1] - 1)  # all tokens, untouched, teach nothing
+        self.keep = max(1, min(keep, batch.features.shape[1] - 1))  # all tokens, untouched, teach nothing
         self.calls: list[Call] = []
 
     def guidance(self) -> dict[str, Tensor]:

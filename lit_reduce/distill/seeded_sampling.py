@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_reduce.tokens import Budget
+
 
 def budget_of(
-    step: int, seed: int, budgets: Sequence[int], weights: Sequence[float] | None = None, share: float = 1.0,
+    step: int, seed: int, budgets: Sequence[float], weights: Sequence[float] | None = None, share: float = 1.0,
     tokens: int = 0,
 ) -> int:  # fmt: skip
     """Draws the budget of a step (elastic: one reducer learns all of them).
@@ -20,19 +22,25 @@ def budget_of(
     Args:
         step: Of training.
         seed: Of the run.
-        budgets: Their smallest and largest are the ends of a range, drawn from evenly on a log scale (our reading).
+        budgets: Counts, or ratios of ``tokens``. Their smallest and largest are the ends of a range, drawn from evenly on a log scale (our reading).
         weights: With one for each budget, the budgets are a list to choose from, by these (TokenFLEX, arXiv 2504.03154,
             which draws the count of a step from a list; the weights are derived, not read).
         share: How much of the curriculum is done, see `lowered`.
-        tokens: Visual tokens of a picture, where the curriculum starts.
+        tokens: Visual tokens of a picture, where the curriculum starts, and of which ratios are taken.
     """
     rng = np.random.default_rng([seed, 3, step])
+    budgets = [budget if isinstance(budget, int) else Budget(budget).count(tokens) for budget in budgets]
     if weights is not None:
         drawn = int(rng.choice(np.asarray(budgets), p=np.asarray(weights) / np.sum(weights)))
     else:
         low, high = min(budgets), max(budgets)
         drawn = round(float(np.exp(np.log(low) + rng.random() * (np.log(high) - np.log(low)))))
     return lowered(drawn, share, tokens)
+
+
+def tokens_of(budget: float, tokens: int) -> int:
+    """A budget, count or ratio, of a picture with so many tokens; all of them where it has fewer than a count."""
+    return min(budget, tokens) if isinstance(budget, int) else Budget(budget).count(tokens)
 
 
 def lowered(budget: int, share: float, tokens: int) -> int:

@@ -10,7 +10,7 @@ from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.relaxation import RelaxedSelection
 from lit_reduce.distill.tower_pass import encoded_again, registers
 from lit_reduce.reducer import Reducer
-from lit_reduce.runtime.call import call_reducer
+from lit_reduce.runtime.call import call_reducer, matched
 from lit_reduce.runtime.compact import selected_images, shorten
 from lit_reduce.runtime.decoder.run import run_decoder
 from lit_reduce.runtime.encode import IGNORE
@@ -20,8 +20,8 @@ from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
 
 def sees(model: Any, reducer: Reducer, batch: Batch) -> VisualTokens:
-    """What a reducer before the language model sees of every question's picture."""
-    return batch.encoded(model).tokens(list(range(len(batch.ids))), reducer.signals)
+    """What a reducer before the language model sees of every question's picture, in the reducer's own precision."""
+    return matched(reducer, batch.encoded(model).tokens(list(range(len(batch.ids))), reducer.signals))
 
 
 def reduce(model: Any, reducer: Reducer, batch: Batch, keep: int) -> Reduction:

@@ -16,7 +16,7 @@ def call_reducer(reducer: Reducer, tokens: VisualTokens, keep: int) -> Reduction
     Raises:
         ValueError: the reducer's answer breaks the rules of `Reduction`.
     """
-    reduction: Reduction = reducer(_matched(reducer, tokens), keep)
+    reduction: Reduction = reducer(matched(reducer, tokens), keep)
     _check(reducer, reduction, tokens.count)
     return reduction
 
@@ -34,7 +34,7 @@ def now(x: Tensor) -> float:
     return time.perf_counter()
 
 
-def _matched(reducer: Reducer, tokens: VisualTokens) -> VisualTokens:
+def matched(reducer: Reducer, tokens: VisualTokens) -> VisualTokens:
     """Move a reducer to the tokens' device, and cast the tokens to its precision: plug-ins keep their own dtype."""
     weight = next(reducer.parameters(), None)
     if weight is None:

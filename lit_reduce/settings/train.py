@@ -70,15 +70,14 @@ class TrainSettings:
     )
     output: str = option("outputs/train", "folder of checkpoints, log, plug-in, table and the resolved settings")
     seed: int = option(0, "seed of the weights, of the order of questions and of the budgets", min=0)
-    budgets: list[int] = option(
+    budgets: list[int | float] = option(
         [16, 192],
-        "smallest and largest count of kept tokens; each step draws one in between",
-        min=1,
+        "smallest and largest count of kept tokens, or ratios as [0.05,0.5] where counts differ between pictures; "
+        "each step draws one in between",
+        above=0,
         min_items=1,
     )
-    budget_weights: list[float] | None = option(
-        None, "one weight for each of budgets, to draw from these counts alone", min=0
-    )
+    budget_weights: list[float] | None = option(None, "one weight for each of budgets, to draw from these alone", min=0)
     curriculum: float = option(0.0, "share of the steps on which budgets come down from all tokens", min=0, max=1)
     positions: str = option(
         "keep", "position ids of kept tokens: the original ones, or without gaps", choices=("keep", "renumber")
@@ -122,13 +121,17 @@ class TrainSettings:
         False, "true computes the language model's activations twice instead of keeping them: less memory, slower"
     )
     val_every: int = option(100, "steps between validations", min=1)
-    val_budgets: list[int] = option([64, 32], "budgets that are validated", min=1, min_items=1)
+    val_budgets: list[int | float] = option(
+        [64, 32], "budgets that are validated, counts or ratios", above=0, min_items=1
+    )
     patience: int | None = option(None, "validations without a better accuracy before training stops; null: never")
     save_every: int = option(50, "steps between checkpoints", min=1)
     devices: int = option(1, "processes (CPU) or GPUs; 2 give the result of 1 with twice the pictures", min=1)
     accelerator: str = option("auto", "Lightning's accelerator: auto, gpu, cpu")
     logger: str = option("csv", "where the log goes", choices=LOGGERS)
-    table_budgets: list[int] = option([192, 128, 64, 32, 16], "columns of the table; [] for no table", min=1)
+    table_budgets: list[int | float] = option(
+        [192, 128, 64, 32, 16], "columns of the table, counts or ratios; [] for no table", above=0
+    )
     baselines: list[str] = option(
         [*CONTROLS, *STRONGEST], "training-free reducers in the table: controls and the strongest", was="yardsticks"
     )

@@ -61,7 +61,7 @@ def test_training_moves_every_weight_and_lowers_the_loss(
         learning_rate=5e-3, pictures=2, turns=3,
     )  # fmt: skip
     data = make.data(teacher, groups, chosen)
-    batch = data.batch(0)
+    batch = data.batches(0)[0]
 
     batch.step = 15  # what is taught last: the answers
 

@@ -64,5 +64,5 @@ def test_a_short_fit_moves_the_reducer_and_the_plugin_answers_as_it_does(
     save_plugin(tmp_path / "plugin", reducer, PluginConfig(name, {}, tiny.identity, [KEEP]))
     loaded, _ = load_plugin(tmp_path / "plugin", backbone=tiny.identity)
     with torch.no_grad():
-        logits = [student_logits(tiny.model, x.eval(), data.batch(0), KEEP)[0] for x in (reducer, loaded)]
+        logits = [student_logits(tiny.model, x.eval(), data.batches(0)[0], KEEP)[0] for x in (reducer, loaded)]
     assert torch.equal(*logits)

@@ -130,7 +130,7 @@ def test_a_reducer_without_scores_learns_from_the_answers(
     assert (reducer.weight != 0).all()
     data = make.data(teacher, groups, chosen)
     module = Distiller(tiny.model, reducer, chosen)
-    assert set(module.losses(data.batch(0))) == {"loss", "kl", "ce"}  # there is no stage 1
+    assert set(module.losses(data.batches(0)[0])) == {"loss", "kl", "ce"}  # there is no stage 1
     assert all(weight.grad is None for weight in tiny.model.parameters())
 
 
@@ -141,7 +141,7 @@ def test_the_loss_of_each_stage_and_its_way_down(
     data, reducer = make.data(teacher, groups, chosen), make.reducer()
     module = Distiller(tiny.model, reducer, chosen)
     optimizer = torch.optim.Adam(reducer.parameters(), lr=1e-2)
-    batch, seen = data.batch(0), []
+    batch, seen = data.batches(0)[0], []
     for _ in range(12):
         losses = module.losses(batch)
         optimizer.zero_grad()
@@ -151,7 +151,7 @@ def test_the_loss_of_each_stage_and_its_way_down(
     assert seen[-1] < seen[0] - 0.1
     with torch.no_grad():
         for step in (0, 3, 4, 17, 29):
-            losses = module.losses(data.batch(step))
+            losses = module.losses(data.batches(step)[0])
             assert float(losses["loss"]) == pytest.approx(weighted(losses, chosen, step), rel=1e-5)
 
 
@@ -181,7 +181,7 @@ def test_one_wrong_token_makes_an_answer_wrong(
     tiny: Backbone, teacher: Teacher, groups: list[Group], make: Any
 ) -> None:
     chosen = make.settings(Path("unused"), val_budgets=[36])
-    module, batch = Distiller(tiny.model, make.reducer(), chosen), make.data(teacher, groups, chosen).batch(0)
+    module, batch = Distiller(tiny.model, make.reducer(), chosen), make.data(teacher, groups, chosen).batches(0)[0]
     said, owner = said_by(tiny, batch), (batch.labels >= 0).nonzero()[:, 0]
     wrong = {0: [], 1: [0], 2: [-1], 3: []}  # which tokens of each row differ
     for row, places in wrong.items():
@@ -209,18 +209,19 @@ def test_batches_are_a_function_of_the_step_and_visit_every_picture(
 ) -> None:
     chosen = make.settings(Path("unused"), pictures=1, turns=2)
     data = make.data(teacher, groups, chosen)
-    assert torch.equal(data.batch(5).ids, make.data(teacher, groups, chosen).batch(5).ids)
+    assert torch.equal(data.batches(5)[0].ids, make.data(teacher, groups, chosen).batches(5)[0].ids)
     features = [teacher.outputs(group)["features"].float() for group in groups]
     for epoch in range(4):
         seen = {
-            next(i for i in range(3) if torch.equal(data.batch(2 * epoch + k).features[0], features[i])) for k in (0, 1)
+            next(i for i in range(3) if torch.equal(data.batches(2 * epoch + k)[0].features[0], features[i]))
+            for k in (0, 1)
         }
         assert seen == {0, 1}  # the third picture is for validation
     # Two processes of one picture share the batch of one process with two.
     double = make.data(teacher, groups, make.settings(Path("unused"), pictures=2, turns=2))
     for step in range(3):
-        shares = torch.cat([data.batch(step, rank, 2).guide for rank in (0, 1)])
-        assert torch.equal(shares, double.batch(step).guide)
+        shares = torch.cat([data.batches(step, rank, 2)[0].guide for rank in (0, 1)])
+        assert torch.equal(shares, double.batches(step)[0].guide)
 
 
 def test_the_average_forgets_the_start_and_is_what_validation_sees() -> None:

@@ -99,7 +99,7 @@ def test_training_moves_every_weight_and_brings_the_answers_nearer(
     teacher = Teacher(tiny, [2, 3], signals=from_tower(packer))
     chosen = make.settings(tmp_path, guide_steps=3, steps=12, budgets=[6, 6], val_every=12)
     data = make.data(teacher, groups, chosen)
-    batch = data.batch(0)
+    batch = data.batches(0)[0]
     with torch.no_grad():
         before = -student_logits(tiny.model, packer, batch, 6)[0].log_softmax(-1).gather(1, batch.top_ids[:, :1]).mean()
     trainer, average = fit(chosen, tiny.model, packer, data, tmp_path)

@@ -90,7 +90,7 @@ def test_both_stages_teach(teacher: Teacher, groups: list[Group], make, tmp_path
         module = Distiller(teacher.backbone.model, falcon(loud=False), settings)
         data: DistillData = make.data(teacher, groups, settings)
         optimizer = torch.optim.AdamW(module.reducer.parameters(), lr=1e-2)
-        batch, seen = data.batch(0), []
+        batch, seen = data.batches(0)[0], []
         for _ in range(25):
             losses = module.losses(batch)
             optimizer.zero_grad()
