@@ -221,7 +221,7 @@ def test_bad_combinations_are_told_at_once():
         attach(model, "fastv", keep=37)
     with pytest.raises(UserError, match="2 budgets"):
         attach(model, ["grid", "fastv", "lookm"], keep=[4, 4])
-    with pytest.raises(UserError, match="from 1 on"):
+    with pytest.raises(UserError, match="layer=0: give above 0"):
         create("fastv", layer=0)
     assert "_lit_reduce" not in vars(model)
     assert not any(layer._forward_pre_hooks for layer in model.get_decoder().layers)
