@@ -2,8 +2,8 @@
 
 import sys
 
-from lit_reduce.cli import predict
+from lit_reduce.cli import command
 from lit_reduce.console import run
 
 if __name__ == "__main__":
-    sys.exit(run(predict))
+    sys.exit(run(command("predict")))

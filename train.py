@@ -2,8 +2,8 @@
 
 import sys
 
-from lit_reduce.cli import train
+from lit_reduce.cli import command
 from lit_reduce.console import run
 
 if __name__ == "__main__":
-    sys.exit(run(train))
+    sys.exit(run(command("train")))

@@ -7,16 +7,22 @@ from lit_reduce.version import __version__
 
 if TYPE_CHECKING:
     from lit_reduce.backbones import Backbone, load_backbone
+    from lit_reduce.distill.module import Distiller
+    from lit_reduce.distill.train import train
     from lit_reduce.errors import UserError
     from lit_reduce.plugin import BackboneId, PluginConfig, load_plugin, push_to_hub, save_plugin
     from lit_reduce.reducer import Reducer, ReducerConfig, ScoringReducer, available, create, register
     from lit_reduce.runtime.attach import attach
+    from lit_reduce.settings.train import TrainSettings
     from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
 
 # Imported at first use, so that the plug-in side (tokens, ops, reducers) never pulls in a model library.
 _HOMES = {
     "lit_reduce.backbones": ("Backbone", "load_backbone"),
+    "lit_reduce.distill.module": ("Distiller",),
+    "lit_reduce.settings.train": ("TrainSettings",),
+    "lit_reduce.distill.train": ("train",),
     "lit_reduce.errors": ("UserError",),
     "lit_reduce.plugin": ("BackboneId", "PluginConfig", "load_plugin", "push_to_hub", "save_plugin"),
     "lit_reduce.reducer": ("Reducer", "ReducerConfig", "ScoringReducer", "available", "create", "register"),
@@ -29,11 +35,13 @@ __all__ = [
     "Backbone",
     "BackboneId",
     "Budget",
+    "Distiller",
     "PluginConfig",
     "Reducer",
     "ReducerConfig",
     "Reduction",
     "ScoringReducer",
+    "TrainSettings",
     "UserError",
     "VisualTokens",
     "__version__",
@@ -45,6 +53,7 @@ __all__ = [
     "push_to_hub",
     "register",
     "save_plugin",
+    "train",
 ]
 
 

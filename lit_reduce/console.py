@@ -1,4 +1,4 @@
-"""Runs a command; what a user can mend becomes one line on stderr and an exit code. Lays out tables for terminals."""
+"""Running a command, with user errors as one line on stderr and an exit code; and tables for the terminal."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from lit_reduce.errors import UserError
 
 Command = Callable[[Sequence[str]], None]
 
-# What the machine or the user's paths can be blamed for; any other OSError is a bug and keeps its traceback.
+# Errors of the machine or of the user's paths; any other OSError is a bug and keeps its traceback.
 _USERS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -27,10 +27,10 @@ _USERS = {
 
 
 def run(command: Command, argv: Sequence[str] | None = None) -> int:
-    """Run a command and turn what can go wrong for a user into one line on stderr and an exit code.
+    """Run a command and turn user errors into one line on stderr and an exit code.
 
     Returns:
-        0 when all went well, 2 for a mistake that the user can mend, 130 when interrupted.
+        0 on success, 2 for a mistake that the user can correct, 130 when interrupted.
     """
     warnings.formatwarning = _warning
     try:

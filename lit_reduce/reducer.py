@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_reduce.errors import UserError
 from lit_reduce.ops.selectors import topk_sorted
 from lit_reduce.ops.similarity import gather_tokens
+from lit_reduce.options import check, check_value, former_names, is_of_type
 from lit_reduce.tokens import Reduction, VisualTokens
 
 KINDS = ("select", "resample", "register", "skip", "recall", "policy")
@@ -25,35 +26,42 @@ ENTRY_POINTS = "lit_reduce.reducers"
 
 @dataclass
 class ReducerConfig:
-    """Settings of a reducer: plain fields, each ``field(metadata={"help": ...})``; a method subclasses it.
-
-    A field whose metadata has ``choices`` takes no other value.
-    """
+    """Settings of a reducer; a method subclasses it and declares each as `lit_reduce.options.option`."""
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], owner: str = "reducer") -> "ReducerConfig":
         """Build the settings from a mapping.
 
         Raises:
-            UserError: an unknown option (the nearest right one is named), a value of the wrong type or not a choice.
+            UserError: an option that `check_options` refuses, or a mandatory one that is missing.
         """
-        hints = get_type_hints(cls)
-        choices = {entry.name: entry.metadata.get("choices", ()) for entry in dataclasses.fields(cls)}
-        known = list(choices)
-        for key, value in options.items():
-            if key not in known:
-                raise UserError(f"{owner}: unknown option '{key}'; {_nearest(key, known)}")
-            wanted = hints[key]
-            allowed = (int, float) if wanted is float else wanted
-            plain = wanted in (int, float, bool, str)
-            if plain and (not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool)):
-                raise UserError(f"{owner}: option '{key}' must be of type {wanted.__name__}, not {value!r}")
-            if choices[key] and value not in choices[key]:
-                raise UserError(f"{owner}: option '{key}' must be one of {', '.join(choices[key])}, not {value!r}")
+        cls.check_options(options, owner)
         try:
-            return cls(**options)
+            config = cls(**options)
         except TypeError as error:  # a mandatory option is missing
             raise UserError(f"{owner}: {str(error).partition('() ')[2] or error}") from error
+        check(config, owner)
+        return config
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any], owner: str = "reducer") -> None:
+        """Refuse options that the settings do not have.
+
+        Raises:
+            UserError: a former name, an unknown one (the nearest right one is named), a value of the wrong type or out
+                of its limits.
+        """
+        hints, former = get_type_hints(cls), former_names(cls)
+        fields = {entry.name: entry for entry in dataclasses.fields(cls)}
+        for key, value in options.items():
+            if key in former and key not in fields:
+                raise UserError(f"{owner}: option '{key}' is now called '{former[key]}': write that")
+            if key not in fields:
+                raise UserError(f"{owner}: unknown option '{key}'; {_nearest(key, list(fields))}")
+            if not is_of_type(value, hints[key]):
+                kind = hints[key].__name__ if isinstance(hints[key], type) and not get_args(hints[key]) else hints[key]
+                raise UserError(f"{owner}: option '{key}' must be of type {kind}, not {value!r}")
+            check_value(fields[key].metadata, key, value, owner)
 
 
 class Reducer(nn.Module):
@@ -76,6 +84,8 @@ class Reducer(nn.Module):
             the intended means, and every stage is called regardless of how many tokens earlier stages left.
         paper: Source, for lists and model cards.
         config_class: Dataclass of its settings.
+        smallest: Settings of a small instance, which the shared tests run, with the widths and depths of their models.
+            Every trained reducer has one.
     """
 
     name: ClassVar[str]
@@ -87,10 +97,12 @@ class Reducer(nn.Module):
     adaptive_count: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     config_class: ClassVar[type[ReducerConfig]] = ReducerConfig
+    smallest: ClassVar[ReducerConfig | None] = None
 
     def __init__(self, config: ReducerConfig | None = None) -> None:
         super().__init__()
         self.config: Any = self.config_class() if config is None else config
+        check(self.config, getattr(self, "name", type(self).__name__))
 
     def forward(self, tokens: VisualTokens, keep: int) -> Reduction:
         """Reduce every image to ``keep`` tokens; keeping all of them is the identity and calls nothing.

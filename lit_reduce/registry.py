@@ -26,6 +26,7 @@ class Reference:
         questions: Question sets by the name that ``data=`` takes: how many -> so many rows with answers.
         training: Training pictures with their questions: (split, pictures, questions on each) -> groups.
         plugins: Folder of the plug-ins that come with it: ``NAME/PLUGIN`` stands for one of them.
+        plugin: The one of them that commands use where no reducer is named; "" for none.
         default: Whether commands use it where no backbone is named.
     """
 
@@ -34,6 +35,7 @@ class Reference:
     questions: Mapping[str, Callable[[int], Iterable[Any]]] = field(default_factory=dict)
     training: Callable[[str, int, int], list[Any]] | None = None
     plugins: Path | None = None
+    plugin: str = ""
     default: bool = False
 
 
@@ -67,11 +69,11 @@ def question_sets() -> dict[str, Callable[[int], Iterable[Any]]]:
     return {name: rows for reference in references().values() for name, rows in reference.questions.items()}
 
 
-def plugin_folder(name: str) -> Path | None:
-    """The folder of the plug-in ``REFERENCE/PLUGIN``; None where ``name`` has another form or nothing is there."""
-    owner, _, plugin = name.partition("/")
-    reference = references().get(owner)
-    if reference is None or reference.plugins is None or not plugin or "/" in plugin:
-        return None
-    folder = reference.plugins / plugin
-    return folder if folder.is_dir() else None
+def plugin_folders() -> dict[str, Path]:
+    """The plug-ins that come with the references, by the name ``REFERENCE/PLUGIN``."""
+    return {
+        f"{name}/{path.parent.name}": path.parent
+        for name, reference in references().items()
+        if reference.plugins is not None
+        for path in sorted(reference.plugins.glob("*/reducer_config.json"))
+    }

@@ -1,7 +1,10 @@
-"""Writes pocket as plain Hugging Face files: weights in half precision on disk, float32 when loaded."""
+"""Writes the reference models as plain Hugging Face files: weights in half precision on disk, float32 when loaded."""
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,6 +14,7 @@ from transformers import LlavaForConditionalGeneration
 from lit_reduce.files import atomic_folder
 from lit_reduce_pocket.model import build_processor
 
+WEIGHTS, OWN = "model.safetensors", "model-own.safetensors"
 EXTRA = "recipe.safetensors"  # read-outs and symbols: what further training needs and answering does not
 
 
@@ -23,14 +27,41 @@ def export(model: LlavaForConditionalGeneration, extra: Mapping[str, nn.Module],
         folder: Appears whole or not at all.
     """
     kept = {f"{part}.{name}": x for part, module in extra.items() for name, x in module.state_dict().items()}
+    with atomic_folder(folder) as partial:
+        save_half(model, build_processor(), Path(partial))
+        save_file({name: x.cpu().half().contiguous() for name, x in kept.items()}, Path(partial) / EXTRA)
+
+
+def save_half(model: Any, processor: Any, folder: Path) -> None:
+    """Saves a model and its processor to an existing folder."""
     half = model.cpu().to(torch.float16)
     half.config.dtype = half.config.text_config.dtype = half.config.vision_config.dtype = torch.float16
-    with atomic_folder(folder) as partial:
-        half.save_pretrained(partial)
-        build_processor().save_pretrained(partial)
-        save_file({name: x.cpu().half().contiguous() for name, x in kept.items()}, Path(partial) / EXTRA)
-        config = Path(partial) / "config.json"
-        config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    half.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"float16"', '"float32"'))
+
+
+def share_weights(folder: Path, base: Path) -> None:
+    """Removes from an exported model the tensors that another model beside it holds under the same name.
+
+    The index of ``folder`` then names two files: its own, and that of ``base``. transformers reads the files of an
+    index in the order of their names, so tensors of the first replace those of ``base`` (``..`` sorts first).
+
+    Args:
+        folder: An exported model with one file of weights.
+        base: The folder of the other model, which stays as it is.
+    """
+    weights, held = load_file(folder / WEIGHTS), load_file(base / WEIGHTS)
+    own = {name: x for name, x in weights.items() if name not in held or not torch.equal(x, held[name])}
+    other = Path(os.path.relpath(base, folder)) / WEIGHTS
+    index = {
+        "metadata": {"total_size": sum(x.nbytes for x in weights.values())},
+        "weight_map": {name: OWN if name in own else other.as_posix() for name in sorted(weights)},
+    }
+    save_file(own, folder / OWN, metadata={"format": "pt"})
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / WEIGHTS).unlink()
 
 
 def start_from(folder: Path, model: LlavaForConditionalGeneration, extra: Mapping[str, nn.Module]) -> None:

@@ -1,15 +1,15 @@
 """Makes pocket-hd from pocket: ``python -m lit_reduce_pocket.hd``; killed, it goes on when started again.
 
 pocket-hd has LLaVA-NeXT's layout: a thumbnail and 2 x 2 tiles of 336 px, 2,880 visual tokens and a newline behind each
-of the 48 rows. Its tower, projector and decoder begin as pocket's. It reads scenes of 672 px, put together from four of
-pocket's: print of 14 to 26 px, which the thumbnail halves. The tower stays as it is, because a tile looks like a scene;
-projector, decoder and newline learn to read five pictures as one.
+of the 48 rows. Its tower, projector and decoder start from pocket's weights. It reads the scenes of `hd_world`. The
+tower stays frozen, because a tile looks like a scene of pocket; projector, decoder and newline learn to read five
+pictures as one. In the repository its files share the tower with pocket's, see `export.share_weights`.
 """
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from transformers import (
     LlavaForConditionalGeneration,
@@ -28,96 +27,43 @@ from transformers import (
 )
 
 from lit_reduce.console import run
-from lit_reduce.data.groups import Group
-from lit_reduce.data.jsonl import Row
 from lit_reduce.files import atomic_folder
+from lit_reduce.options import option
 from lit_reduce.settings import configs_dir, resolve
+from lit_reduce_pocket.export import save_half
+from lit_reduce_pocket.hd_world import TILES, WIDE, draw, hd_scene
 from lit_reduce_pocket.labels import patch_labels
 from lit_reduce_pocket.loop import Losses, fit
 from lit_reduce_pocket.model import TEMPLATE, build_tokenizer
-from lit_reduce_pocket.questions import FAMILIES, ask, questions
-from lit_reduce_pocket.render import render
+from lit_reduce_pocket.questions import questions
 from lit_reduce_pocket.turns import BOS, pack, turn_mask
-from lit_reduce_pocket.world import GRID, PATCH, SIZE, Scene, Thing, make_scene, scene_rng
+from lit_reduce_pocket.world import GRID, PATCH, SIZE, scene_rng
 
-TILES = 2  # a side
 VIEWS = 1 + TILES**2
-WIDE = TILES * SIZE
 PLACES = GRID**2 + TILES * GRID * (TILES * GRID + 1)  # of a picture in the prompt: thumbnail, rows, newlines
 NEWLINE = VIEWS * GRID**2  # index of the newline behind all patches of all views
-STREAM = 8  # of randomness, see `scene_rng`
+STREAM = 9  # of randomness, see `scene_rng`
 TURNS, TEXT = 16, 240
 
 
 @dataclass
 class HdSettings:
-    """Settings of the recipe; configs/pocket_hd.yaml explains each."""
+    """Make the high-resolution reference backbone from pocket.
 
-    output: str = "outputs/pocket-hd"
-    start: str = "checkpoints/pocket"
-    device: str = "auto"
-    workers: int = 0
-    scenes: int = 3
-    shown: int = 640
-    steps: int = 720
-    whole_from: int = 480
-    rate: float = 3e-4
+    python -m lit_reduce_pocket.hd
 
-
-def hd_scene(split: str, index: int) -> tuple[Scene, list[Scene]]:
-    """A scene of 672 px, things and all in its own pixels, and the four scenes of pocket that it is drawn from.
-
-    Together the four have about as many things as one scene of pocket: some shapes of each, signs whose colours and
-    words differ, one chart at most. So questions stay as clear as there.
+    A killed run continues when it is started again.
     """
-    rng, parts = scene_rng(split, index, STREAM), []
-    charted, words, colors = int(rng.integers(TILES**2)), set[str | None](), set[str]()
-    everything: list[Thing] = []
-    chart = None
-    for number in range(TILES**2):
-        scene = make_scene(split, TILES**2 * index + number)
-        left, top = SIZE * (number % TILES), SIZE * (number // TILES)
-        shapes = [t for t in scene.shapes if rng.random() < 0.4][:5]
-        signs = [t for t in scene.signs if t.word not in words and t.color not in colors][:1]
-        words |= {t.word for t in signs}
-        colors |= {t.color for t in signs}
-        panel = scene.chart if number == charted else None
-        things = tuple(t for t in scene.things if t in shapes or t in signs or (panel is not None and t.kind == "bar"))
-        parts.append(replace(scene, things=things, chart=panel))
-        everything += [replace(t, x=t.x + left, y=t.y + top) for t in things]
-        if panel is not None:
-            chart = panel[0] + left, panel[1] + top, panel[2] + left, panel[3] + top
-    return Scene((parts[0].seed[0], index), "parts", 0, tuple(everything), chart), parts
 
-
-def draw(parts: Sequence[Scene]) -> Image.Image:
-    """The picture of four scenes: RGB, 672 x 672."""
-    image = Image.new("RGB", (WIDE, WIDE))
-    for number, part in enumerate(parts):
-        image.paste(render(part), (SIZE * (number % TILES), SIZE * (number // TILES)))
-    return image
-
-
-def hd_groups(split: str, count: int, turns: int) -> list[Group]:
-    """The first ``count`` scenes of a split, each with its questions and answers."""
-    groups = []
-    for index in range(count):
-        scene, parts = hd_scene(split, index)
-        asked = tuple((q.prompt, q.answer) for q in questions(scene, turns))
-        groups.append(Group(f"hd1-{split}-{index}-{turns}", partial(draw, parts), asked))
-    return groups
-
-
-def hd_rows(split: str, count: int) -> Iterator[Row]:
-    """One question a scene, the families in turn; scenes without a clear one of that family are passed over."""
-    families, index = list(FAMILIES), 0
-    for n in range(count):
-        family, question = families[n % len(families)], None
-        while question is None:
-            scene, parts = hd_scene(split, index)
-            question = ask(scene, scene_rng(split, index, 5), family)
-            index += 1
-        yield Row(question.prompt, draw(parts), question.answer, family=family, source=f"{split}/{index - 1}")
+    output: str = option("outputs/pocket-hd", "checkpoint and log; the model goes to output/pocket-hd")
+    init_from: str = option("checkpoints/pocket", "an exported pocket, whose weights training starts from", was="start")
+    device: str = option("auto", "cpu, cuda, ...; auto takes the GPU where there is one")
+    workers: int = option(0, "processes that draw scenes; 0 draws between the steps", min=0)
+    scenes: int = option(3, "scenes of 672 px in a step, each with up to 16 questions", min=1)
+    shown: int = option(640, "of the 2,928 visual tokens and newlines, those of things and newlines first", min=1)
+    steps: int = option(720, "all steps", min=1)
+    whole_from: int = option(480, "from this step on the decoder sees all tokens of one scene", min=0)
+    rate: float = option(3e-4, "peak learning rate (Muon for matrices in the decoder, else AdamW)", above=0)
 
 
 @lru_cache(maxsize=1)
@@ -184,7 +130,7 @@ def hd_batch(step: int, scenes: int, shown: int | None) -> dict[str, Tensor]:
         views = build_images()(draw(parts), return_tensors="np")["pixel_values"][0]
         # The thumbnail has no labels; a quarter of its patches comes by chance.
         things = [np.zeros(GRID**2), *(patch_labels(part)["kind"] > 0 for part in parts), np.ones(1)]
-        rng = scene_rng("train", index, STREAM + 1)
+        rng = scene_rng("train", index, STREAM)
         chance = rng.random(PLACES) + np.concatenate(things)[layout().numpy()] * rng.uniform(0, 1)
         where = np.arange(PLACES) if shown is None else np.sort(np.argsort(-chance)[:shown])
         for key, value in {**pack(turns, TEXT), "views": views.astype(np.float32), "where": where}.items():
@@ -231,29 +177,21 @@ def lecture(step: int, scenes: int, shown: int, whole_from: int) -> dict[str, Te
     return hd_batch(step, scenes, shown) if step < whole_from else hd_batch(step * scenes, 1, None)
 
 
-def export(model: LlavaNextForConditionalGeneration, folder: Path) -> None:
-    """Saves model and processor to ``folder`` as plain Hugging Face files: half precision on disk, float32 loaded."""
-    half = model.cpu().to(torch.float16)
-    half.config.dtype = half.config.text_config.dtype = half.config.vision_config.dtype = torch.float16
-    with atomic_folder(folder) as partial_folder:
-        half.save_pretrained(partial_folder)
-        build_processor().save_pretrained(partial_folder)
-        config = Path(partial_folder) / "config.json"
-        config.write_text(config.read_text().replace('"float16"', '"float32"'))
-
-
-def make(chosen: HdSettings) -> None:
+def make(settings: HdSettings) -> None:
     """Trains from where it was and exports to ``output/pocket-hd``."""
-    folder = Path(chosen.output)
+    folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
     found = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(found if chosen.device == "auto" else chosen.device)
-    model = build_from(LlavaForConditionalGeneration.from_pretrained(chosen.start, dtype=torch.float32)).to(device)
+    device = torch.device(found if settings.device == "auto" else settings.device)
+    model = build_from(LlavaForConditionalGeneration.from_pretrained(settings.init_from, dtype=torch.float32)).to(
+        device
+    )
     model.model.vision_tower.requires_grad_(False)
-    batches = partial(lecture, scenes=chosen.scenes, shown=chosen.shown, whole_from=chosen.whole_from)
-    fit("hd", {"model": model}, batches, hd_loss(model, device), steps=chosen.steps, lr=chosen.rate, folder=folder,
-        device=device, warmup=min(50, math.ceil(chosen.steps / 4)), workers=chosen.workers)  # fmt: skip
-    export(model, folder / "pocket-hd")
+    batches = partial(lecture, scenes=settings.scenes, shown=settings.shown, whole_from=settings.whole_from)
+    fit("hd", {"model": model}, batches, hd_loss(model, device), steps=settings.steps, lr=settings.rate, folder=folder,
+        device=device, warmup=min(50, math.ceil(settings.steps / 4)), workers=settings.workers)  # fmt: skip
+    with atomic_folder(folder / "pocket-hd") as partial_folder:
+        save_half(model, build_processor(), Path(partial_folder))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lit_reduce.distill.teacher import Teacher, answer_rows
 from lit_reduce.evaluate.bootstrap import interval
 from lit_reduce.evaluate.metrics import is_correct
 from lit_reduce.files import write_atomic
+from lit_reduce.options import option
 from lit_reduce.settings import BackboneSettings, configs_dir, resolve
 from lit_reduce_pocket.easy import easy_image, easy_rows
 from lit_reduce_pocket.questions import questions
@@ -34,14 +35,17 @@ Asked = tuple[Group, list[str]]  # a picture with its questions, and the family 
 
 @dataclass
 class QualitySettings:
-    """Settings of the measurement; configs/quality.yaml explains each."""
+    """Measure the reference backbone on held-out pictures.
 
-    backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    split: str = "test"
-    scenes: int = 2000
-    turns: int = 16
-    easy: int = 1000
-    out: str = "outputs/quality.json"
+    python -m lit_reduce_pocket.quality
+    """
+
+    backbone: BackboneSettings = option(BackboneSettings, "the backbone that is measured")
+    split: str = option("test", "choose on val, report on test", choices=("test", "val"))
+    scenes: int = option(2000, "rendered scenes", min=1)
+    turns: int = option(16, "questions on each", min=1)
+    easy: int = option(1000, "pictures of easy-VQA's test split; 0 leaves it out", min=0)
+    out: str = option("outputs/quality.json", "the report")
 
 
 def scene_questions(split: str, count: int, turns: int) -> Iterator[Asked]:
@@ -85,22 +89,21 @@ def blind(backbone: Backbone, asked: Iterable[Asked], batch: int = 256) -> list[
     return out
 
 
-def quality(chosen: QualitySettings) -> dict[str, Any]:
+def quality(settings: QualitySettings) -> dict[str, Any]:
     """Measures overall, by family, on easy-VQA and without the picture; each with a 95 % interval."""
-    backbone = load_backbone(
-        chosen.backbone.name, chosen.backbone.dtype, chosen.backbone.device, chosen.backbone.revision
-    )
-    scenes = tqdm(scene_questions(chosen.split, chosen.scenes, chosen.turns), total=chosen.scenes, desc="scenes")
-    families = score(backbone, scenes)
+    given = settings.backbone
+    backbone = load_backbone(given.name, given.dtype, given.device, given.revision)
+    scenes = scene_questions(settings.split, settings.scenes, settings.turns)
+    families = score(backbone, tqdm(scenes, total=settings.scenes, desc="scenes"))
     everything = [x for values in families.values() for x in values]
-    blind_scenes = scene_questions(chosen.split, min(chosen.scenes, 500), chosen.turns)
+    blind_scenes = scene_questions(settings.split, min(settings.scenes, 500), settings.turns)
     rows = {"all families": everything, **dict(sorted(families.items()))}
     rows["without the picture"] = blind(backbone, blind_scenes)
-    if chosen.easy:
-        easy = tqdm(easy_questions(chosen.split, chosen.easy), total=chosen.easy, desc="easy-vqa")
+    if settings.easy:
+        easy = tqdm(easy_questions(settings.split, settings.easy), total=settings.easy, desc="easy-vqa")
         rows |= score(backbone, easy)
-        rows["easy-vqa without the picture"] = blind(backbone, easy_questions(chosen.split, chosen.easy))
-    return {"backbone": backbone.identity.id, "split": chosen.split, "scenes": chosen.scenes,
+        rows["easy-vqa without the picture"] = blind(backbone, easy_questions(settings.split, settings.easy))
+    return {"backbone": backbone.identity.id, "split": settings.split, "scenes": settings.scenes,
             "rows": {name: _entry(values) for name, values in rows.items()}}  # fmt: skip
 
 
@@ -120,9 +123,9 @@ def table(report: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Resolves the settings, measures, prints and writes."""
-    chosen = resolve(QualitySettings, argv, configs_dir(), "quality")
-    report = quality(chosen)
-    write_atomic(Path(chosen.out), json.dumps(report, indent=2) + "\n")
+    settings = resolve(QualitySettings, argv, configs_dir(), "quality")
+    report = quality(settings)
+    write_atomic(Path(settings.out), json.dumps(report, indent=2) + "\n")
     print(table(report), end="")
 
 

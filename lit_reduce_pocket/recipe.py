@@ -14,7 +14,7 @@
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from lit_reduce.console import run
 from lit_reduce.errors import UserError
-from lit_reduce.settings import configs_dir, resolve
+from lit_reduce.options import option
+from lit_reduce.settings import check, configs_dir, resolve
 from lit_reduce_pocket.comparing import Distances, comparing
 from lit_reduce_pocket.connect import connect_loss, picture_loss, question_batch
 from lit_reduce_pocket.export import export, start_from
@@ -40,30 +41,37 @@ STAGES = ("windows", "language", "pictures", "translate", "connect", "polish", "
 
 @dataclass
 class RecipeSettings:
-    """Settings of the recipe; configs/pocket.yaml explains each."""
+    """Make the reference backbone from nothing.
 
-    output: str = "outputs/pocket"
-    stages: list[str] = field(default_factory=lambda: list(STAGES))
-    seed: int = 0
-    start: str | None = None
-    device: str = "auto"
-    workers: int = 1
-    windows_steps: int = 6000
-    windows_rate: float = 2e-3
-    language_steps: int = 2000
-    language_rate: float = 1e-3
-    pictures_steps: int = 300
-    pictures_rate: float = 1e-3
-    translate_steps: int = 8000
-    translate_rate: float = 3e-3
-    translate_pictures: int = 2400
-    connect_steps: int = 1800
-    whole_from: int = 600
-    connect_rate: float = 7e-4
-    polish_steps: int = 500
-    polish_scenes: int = 32
-    polish_rate: float = 5e-4
-    polish_counted: float = 2.0
+    python -m lit_reduce_pocket.recipe
+
+    A killed run continues when it is started again. Stages 1 and 2 are independent and may run side by side.
+    """
+
+    output: str = option("outputs/pocket", "checkpoints and logs of the stages; the model goes to output/pocket")
+    stages: list[str] = option(list(STAGES), "which stages run, in this order", choices=STAGES)
+    seed: int = option(0, "seed of the weights; scenes have seeds of their own", min=0)
+    init_from: str | None = option(None, "an exported pocket to train on from, instead of new weights", was="start")
+    device: str = option("auto", "cpu, cuda, ...; auto takes the GPU where there is one")
+    workers: int = option(1, "processes that draw scenes", min=0)
+    windows_steps: int = option(6000, "steps of stage 1, each 64 windows of 6 x 6 patches", min=1)
+    windows_rate: float = option(2e-3, "its peak learning rate (Muon for matrices in blocks, else AdamW)", above=0)
+    language_steps: int = option(2000, "steps of stage 2, each 16 symbolic scenes, up to 14 questions", min=1)
+    language_rate: float = option(1e-3, "its peak learning rate", above=0)
+    pictures_steps: int = option(300, "steps of stage 3, each 8 whole pictures", min=1)
+    pictures_rate: float = option(1e-3, "its peak learning rate", above=0)
+    translate_steps: int = option(8000, "steps of stage 4, each 2048 tokens", min=1)
+    translate_rate: float = option(3e-3, "its peak learning rate (AdamW)", above=0)
+    translate_pictures: int = option(2400, "training pictures whose tokens it uses, a multiple of 16", min=16)
+    connect_steps: int = option(1800, "steps of stage 5, each 6 scenes, an easy-VQA picture, up to 20 questions", min=1)
+    whole_from: int = option(
+        600, "from this step of stage 5 on two of three steps see all 576 tokens; before: 208", min=0
+    )
+    connect_rate: float = option(7e-4, "its peak learning rate", above=0)
+    polish_steps: int = option(500, "steps of stage 6, as the last ones of stage 5", min=1)
+    polish_scenes: int = option(32, "scenes in each of them, beside the easy-VQA picture", min=1)
+    polish_rate: float = option(5e-4, "its peak learning rate", above=0)
+    polish_counted: float = option(2.0, "weight of answers to counting questions; 1: that of all others", min=0)
 
 
 def lesson(step: int, eased: bool) -> dict[str, Tensor]:
@@ -75,72 +83,71 @@ def lesson(step: int, eased: bool) -> dict[str, Tensor]:
     return symbolic_batch(step, scenes=16, seen=64, turns=14)
 
 
-def make(chosen: RecipeSettings) -> None:
-    """Runs the chosen stages, each from where it was.
+def make(settings: RecipeSettings) -> None:
+    """Runs the stages that the settings name, each from where it was.
 
     Raises:
         UserError: An unknown stage, or one whose predecessor has not been run.
     """
-    if wrong := [s for s in chosen.stages if s not in STAGES]:
-        raise UserError(f"stages={wrong}: use {', '.join(STAGES)}")
+    check(settings)
     keep_memory()
-    folder = Path(chosen.output)
+    folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
     device = (
         torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if chosen.device == "auto"
-        else torch.device(chosen.device)
+        if settings.device == "auto"
+        else torch.device(settings.device)
     )
-    model = build_model(chosen.seed).to(device)
+    model = build_model(settings.seed).to(device)
     heads = Heads(model.config.vision_config.hidden_size).to(device)
     symbols = Symbols(model.get_input_embeddings()).to(device)
     distances = Distances(model.config.text_config.hidden_size).to(device)
     extra = {"heads": heads, "symbols": symbols, "distances": distances}
-    if chosen.start is not None:
-        start_from(Path(chosen.start), model, extra)
+    if settings.init_from is not None:
+        start_from(Path(settings.init_from), model, extra)
     tower, llm, projector = model.model.vision_tower, model.model.language_model, wear(model).to(device)
     sees = {"tower": tower, "heads": heads}
     speaks = {"llm": llm, "symbols": symbols, "distances": distances}
     says: dict[str, nn.Module] = {"projector": projector}
     everything = sees | speaks | says
-    go: Callable[..., None] = partial(fit, folder=folder, device=device, workers=chosen.workers)
+    go: Callable[..., None] = partial(fit, folder=folder, device=device, workers=settings.workers)
     watch = partial(_watch, model, heads, device)
-    go_on = partial(_continue, folder, chosen.start is not None)
+    go_on = partial(_continue, folder, settings.init_from is not None)
 
     def answering(counted: float) -> Any:
         return comparing(model, distances, connect_loss(model, heads, symbols, device, easy=1, counted=counted))
 
-    if "windows" in chosen.stages:
-        if chosen.start is None:
+    if "windows" in settings.stages:
+        if settings.init_from is None:
             whiten(model)
-        go("windows", sees, window_batch, window_loss(model, heads, device), steps=chosen.windows_steps,
-           lr=chosen.windows_rate, on_log=watch)  # fmt: skip
-    if "language" in chosen.stages:
-        go("language", speaks, partial(lesson, eased=chosen.start is None),
-           comparing(model, distances, symbolic_loss(model, symbols, device)), steps=chosen.language_steps,
-           lr=chosen.language_rate, warmup=50)  # fmt: skip
-    if "pictures" in chosen.stages:
+        go("windows", sees, window_batch, window_loss(model, heads, device), steps=settings.windows_steps,
+           lr=settings.windows_rate, on_log=watch)  # fmt: skip
+    if "language" in settings.stages:
+        go("language", speaks, partial(lesson, eased=settings.init_from is None),
+           comparing(model, distances, symbolic_loss(model, symbols, device)), steps=settings.language_steps,
+           lr=settings.language_rate, warmup=50)  # fmt: skip
+    if "pictures" in settings.stages:
         go_on("windows", sees)
         go("pictures", sees, partial(picture_batch, scenes=8), picture_loss(model, heads, device),
-           steps=chosen.pictures_steps, lr=chosen.pictures_rate, on_log=watch)  # fmt: skip
-    if "translate" in chosen.stages:
+           steps=settings.pictures_steps, lr=settings.pictures_rate, on_log=watch)  # fmt: skip
+    if "translate" in settings.stages:
         go_on("pictures", sees)
         go_on("language", speaks)
-        pictures = chosen.translate_pictures
+        pictures = settings.translate_pictures
         go("translate", says, partial(token_batch, pictures=pictures),
-           translation_loss(model, symbols, device, pictures), steps=chosen.translate_steps,
-           lr=chosen.translate_rate, log_every=250)  # fmt: skip
-    if "connect" in chosen.stages:
+           translation_loss(model, symbols, device, pictures), steps=settings.translate_steps,
+           lr=settings.translate_rate, log_every=250)  # fmt: skip
+    if "connect" in settings.stages:
         go_on("language", speaks)
         go_on("pictures", sees)
         go_on("translate", says)
-        go("connect", everything, partial(lecture, whole_from=chosen.whole_from), answering(1.0),
-           steps=chosen.connect_steps, lr=chosen.connect_rate)  # fmt: skip
-    if "polish" in chosen.stages:
+        go("connect", everything, partial(lecture, whole_from=settings.whole_from), answering(1.0),
+           steps=settings.connect_steps, lr=settings.connect_rate)  # fmt: skip
+    if "polish" in settings.stages:
         go_on("connect", everything)
-        go("polish", everything, partial(encore, first=chosen.connect_steps, scenes=chosen.polish_scenes),
-           answering(chosen.polish_counted), steps=chosen.polish_steps, lr=chosen.polish_rate)  # fmt: skip
-    if "export" in chosen.stages:
+        go("polish", everything, partial(encore, first=settings.connect_steps, scenes=settings.polish_scenes),
+           answering(settings.polish_counted), steps=settings.polish_steps, lr=settings.polish_rate)  # fmt: skip
+    if "export" in settings.stages:
         go_on("polish" if (folder / "polish.pt").is_file() else "connect", everything)
         fold(model)
         export(model, extra, folder / "pocket")

@@ -19,7 +19,7 @@ def _root(name: str) -> Path:
 def _folder(name: str) -> Path:
     folder = _root(name)
     if not (folder / "config.json").is_file():
-        raise UserError(f"the weights of '{name}' are not here: run from a checkout, which holds checkpoints/{name}")
+        raise UserError(f"'{name}' is not installed: run from a checkout, which holds it in checkpoints/{name}")
     return folder
 
 
@@ -27,7 +27,7 @@ def _rows(make: str, split: str, count: int) -> Any:
     if make == "pocket":
         from lit_reduce_pocket.data import scene_rows as rows
     else:
-        from lit_reduce_pocket.hd import hd_rows as rows
+        from lit_reduce_pocket.hd_world import hd_rows as rows
     return rows(split, count)
 
 
@@ -35,14 +35,14 @@ def _groups(make: str, split: str, count: int, turns: int) -> Any:
     if make == "pocket":
         from lit_reduce_pocket.data import scene_groups as groups
     else:
-        from lit_reduce_pocket.hd import hd_groups as groups
+        from lit_reduce_pocket.hd_world import hd_groups as groups
     return groups(split, count, turns)
 
 
-def _reference(name: str, *, default: bool) -> Reference:
+def _reference(name: str, plugin: str, *, default: bool) -> Reference:
     questions = {name: partial(_rows, name, "test"), f"{name}-val": partial(_rows, name, "val")}
-    return Reference(name, partial(_folder, name), questions, partial(_groups, name), _root(name), default)
+    return Reference(name, partial(_folder, name), questions, partial(_groups, name), _root(name), plugin, default)
 
 
-POCKET = _reference("pocket", default=True)
-POCKET_HD = _reference("pocket-hd", default=False)
+POCKET = _reference("pocket", "covipal", default=True)
+POCKET_HD = _reference("pocket-hd", "falcon", default=False)

@@ -10,9 +10,9 @@ import sys
 
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-import lit_reduce.evaluate.compare
-import lit_reduce.evaluate.run
-import lit_reduce.inference.predict
+import lit_reduce.commands.compare
+import lit_reduce.commands.evaluate
+import lit_reduce.commands.predict
 from lit_reduce import cli
 
 PRELOADED = (AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor, lit_reduce)

@@ -269,7 +269,7 @@ def test_evaluate_writes_a_report(run: Run, tmp_path: Path) -> None:
     measured = [(entry["reducer"], entry["kept_tokens"]) for entry in report["scores"]]
     assert measured == [("all tokens", 36), ("random", 9), ("random", 4)]
     assert (report["rows"], report["visual_tokens"]) == (QUESTIONS, 36)
-    assert all(entry["ttft_ms"] > 0 for entry in report["scores"])
+    assert all(entry["first_token_ms"]["median"] > 0 for entry in report["scores"])
     assert sorted(files(tmp_path)) == [
         "report.json", "report.md", "report.png", "report.rows.jsonl", "report.settings.yaml",
     ]  # fmt: skip
@@ -307,7 +307,7 @@ def test_list_help_and_unknown_verbs(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["predict", "--help"])
     assert stop.value.code == 0
-    assert "# How many tokens of each picture stay" in capfd.readouterr().out
+    assert "# visual tokens that stay of each picture" in capfd.readouterr().out
 
 
 def test_exit_codes(capfd: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,7 @@ def test_register_create_find():
         ({"size": 1.5}, "must be of type int"),
         ({"wide": 1}, "must be of type bool"),
         ({"rate": None}, "must be of type float"),
-        ({"mode": "c"}, "option 'mode' must be one of a, b, not 'c'"),
+        ({"mode": "c"}, "toy: mode=c: use a, b"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -1,4 +1,4 @@
-"""Settings: the order of sources, typed values, and errors that help."""
+"""Settings: the order of sources, typed values, presets, and errors that help."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +8,12 @@ import pytest
 
 from lit_reduce import settings
 from lit_reduce.errors import UserError
+from lit_reduce.options import check, limits_of, option
+from lit_reduce.registry import Reference
+from lit_reduce.settings import references as auto
+from lit_reduce.settings.groups import BackboneSettings
+from lit_reduce.settings.references import with_references
+from lit_reduce.settings.train import DataSettings, TrainSettings
 
 
 @dataclass
@@ -19,27 +25,36 @@ class Part:
 
 @dataclass
 class Bare:
-    size: int = 3
+    size: int = option(3, "how wide", min=1, was="width")
 
 
 @dataclass
 class Schema:
-    keep: Any = 10
-    rate: float = 0.5
-    prompt: str | None = None
-    words: list[str] = field(default_factory=list)
-    part: Part = field(default_factory=Part)
-    bare: Bare = field(default_factory=Bare)
+    """Do a thing.
+
+    lit-reduce thing
+    """
+
+    keep: Any = option(20, "how many", min=1)
+    rate: float = option(0.5, "how fast", above=0, max=1)
+    prompt: str | None = option(None, "what to ask")
+    words: list[str] = option([], "some words", choices=("grid", "pool", "a", "1"))
+    part: Part = option(Part("small", 2, {"a": 1}), "a part")
+    bare: Bare = option(Bare, "another part")
+
+
+@dataclass
+class Command:
+    rate: float = 0.4
+    steps: int = 2
+    backbone: BackboneSettings = option(BackboneSettings("other"), "the backbone")
+    preset: str = "auto"
+    reducer: Part = option(Part("large"), "the reducer")
 
 
 @pytest.fixture
 def configs(tmp_path: Path) -> Path:
-    for name, text in {
-        "main.yaml": "# how many\nkeep: 20\npart: small\n",
-        "part/small.yaml": "name: small\ndepth: 2\noptions: {a: 1}\n",
-        "part/large.yaml": "name: large\n",
-        "bare/wide.yaml": "size: 9\n",
-    }.items():
+    for name, text in {"part/other.yaml": "name: other\ndepth: 4\n", "bare/wide.yaml": "size: 9\n"}.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
@@ -52,8 +67,7 @@ def resolve(configs: Path, *argv: str) -> Schema:
 
 def test_sources_in_order(configs: Path) -> None:
     (configs / "extra.yaml").write_text("keep: 30\nrate: 0.25\n")
-    assert resolve(configs).rate == 0.5  # the dataclass
-    assert resolve(configs).keep == 20  # the defaults file over it
+    assert (resolve(configs).keep, resolve(configs).rate) == (20, 0.5)  # the dataclass
     assert resolve(configs, f"config={configs / 'extra.yaml'}").keep == 30  # a given file over that
     last = resolve(configs, "keep=[64, 32]", f"config={configs / 'extra.yaml'}")  # words over all, wherever they stand
     assert (last.keep, last.rate) == ([64, 32], 0.25)
@@ -77,44 +91,71 @@ def test_one_word_is_a_list_of_one(configs: Path) -> None:
 
 def test_groups(configs: Path) -> None:
     assert resolve(configs).part == Part("small", 2, {"a": 1})
-    assert resolve(configs, "part.depth=7", "part=large").part == Part("large", 7, {})  # small is forgotten
-    assert resolve(configs, "part=some/folder").part == Part("some/folder")
+    assert resolve(configs, "part.depth=7", "part=other").part.depth == 7
+    assert resolve(configs, "part=other").part == Part("other", 4, {})  # small is forgotten
+    assert resolve(configs, "part=some/folder").part.name == "some/folder"
     assert resolve(configs, "part.options.b=[1]").part.options == {"a": 1, "b": [1]}
     assert resolve(configs, "bare=wide").bare.size == 9
+    resolve(configs, "part.options.b=1")
+    assert resolve(configs).part.options == {"a": 1}, "defaults are not shared"
 
 
-def test_a_reducer_brings_its_preset(tmp_path: Path) -> None:
-    @dataclass
-    class Command:
-        rate: float = 0.5
-        steps: int = 1
-        reducer: Part = field(default_factory=Part)
-
+def test_a_preset_follows_the_backbone_and_the_user_wins_over_it(tmp_path: Path) -> None:
     for name, text in {
-        "main.yaml": "rate: 0.4\nsteps: 2\nreducer: large\n",
-        "main/small.yaml": "rate: 0.3\nsteps: 3\n",
-        "reducer/small.yaml": "name: small\ndepth: 2\n",
-        "mine.yaml": "reducer: small\nsteps: 4\n",
+        "preset/tuned/train.yaml": "steps: 3\n",
+        "preset/tuned/small.yaml": "rate: 0.3\nreducer: {options: {depth: 6}}\n",
+        "mine.yaml": "reducer: {name: small}\nsteps: 4\n",
     }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
 
-    def chosen(*words: str) -> tuple[float, int, str, int]:
-        one = settings.resolve(Command, words, tmp_path, "main")
-        return one.rate, one.steps, one.reducer.name, one.reducer.depth
+    def chosen(*words: str, command: str = "train") -> tuple[float, int, str, dict[str, Any], str]:
+        one = settings.resolve(Command, words, tmp_path, command)
+        return one.rate, one.steps, one.reducer.name, one.reducer.options, one.preset
 
-    assert chosen() == (0.4, 2, "large", 1)
-    assert chosen("reducer=small") == (0.3, 3, "small", 2)
-    assert chosen("reducer.name=small") == (0.3, 3, "small", 1)
-    assert chosen("steps=9", "reducer=small") == (0.3, 9, "small", 2)  # words over the preset
-    assert chosen(f"config={tmp_path / 'mine.yaml'}") == (0.3, 4, "small", 2)  # and files of the user's
-    assert chosen("reducer=some/small") == (0.4, 2, "some/small", 1)
-    saved = settings.to_yaml(settings.resolve(Command, ["reducer=small", "rate=0.9"], tmp_path, "main"))
-    (tmp_path / "saved.yaml").write_text(saved)
-    assert chosen(f"config={tmp_path / 'saved.yaml'}") == (0.9, 3, "small", 2)
-    (tmp_path / "main" / "small.yaml").write_text("rat: 1")
+    assert chosen() == (0.4, 2, "large", {}, "none")
+    assert chosen("backbone=tuned") == (0.4, 3, "large", {}, "tuned")
+    assert chosen("preset=tuned") == (0.4, 3, "large", {}, "tuned")
+    assert chosen("preset=none", "backbone=tuned") == (0.4, 2, "large", {}, "none")
+    small = (0.3, 3, "small", {"depth": 6}, "tuned")
+    assert chosen("backbone=tuned", "reducer=small") == small
+    assert chosen("reducer.name=small", "backbone.name=tuned") == small
+    assert chosen("reducer=some/small", "preset=tuned") == (0.4, 3, "some/small", {}, "tuned")
+    assert chosen("preset=tuned", "reducer=small", "reducer.options.depth=1", "steps=9")[1:4] == (
+        9,
+        "small",
+        {"depth": 1},
+    )
+    assert chosen("preset=tuned", f"config={tmp_path / 'mine.yaml'}") == (0.3, 4, "small", {"depth": 6}, "tuned")
+    assert chosen("preset=tuned", "reducer=small", command="bench") == (0.4, 2, "small", {"depth": 6}, "tuned")
+    one = settings.resolve(Command, ["backbone=tuned", "reducer=small", "rate=0.9"], tmp_path, "train")
+    settings.save(one, tmp_path / "saved.yaml")
+    assert settings.resolve(Command, [f"config={tmp_path / 'saved.yaml'}"], tmp_path, "train") == one
+    with pytest.raises(UserError, match="preset=tunde is not known: use tuned, none"):
+        chosen("preset=tunde")
+    (tmp_path / "preset" / "tuned" / "small.yaml").write_text("rat: 1")
     with pytest.raises(UserError, match=r"small\.yaml: did you mean rate"):
-        chosen("reducer=small")
+        chosen("reducer=small", "preset=tuned")
+
+
+def test_auto_is_the_default_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @dataclass
+    class Ask:
+        backbone: BackboneSettings = option(BackboneSettings, "the backbone")
+        reducer: Part = option(Part("auto"), "the reducer")
+        data: str | None = "auto"
+
+    known = {"a": Reference("a", lambda: tmp_path, plugins=tmp_path, plugin="p"), "b": Reference("b", lambda: tmp_path)}
+    monkeypatch.setattr(auto, "references", lambda: known)
+    monkeypatch.setattr(auto, "default_reference", lambda: known["a"])
+    one = settings.resolve(Ask, [], tmp_path, "ask")
+    assert (one.backbone.name, one.reducer.name, one.data) == ("a", "a/p", "a")
+    with pytest.raises(UserError, match="b comes with no plug-in: write reducer=PLUGIN"):
+        settings.resolve(Ask, ["backbone=b"], tmp_path, "ask")
+    assert settings.resolve(Ask, ["backbone=b", "reducer=none"], tmp_path, "ask").data == "a"
+    monkeypatch.setattr(auto, "default_reference", lambda: None)
+    with pytest.raises(UserError, match="no reference model is installed: give backbone=FOLDER"):
+        settings.resolve(Ask, [], tmp_path, "ask")
 
 
 @pytest.mark.parametrize(
@@ -128,8 +169,8 @@ def test_texts_stay_as_typed_and_survive_a_save(configs: Path, text: str) -> Non
 
 
 def test_values_are_typed(configs: Path) -> None:
-    one = resolve(configs, "rate=1e-3", "keep=0.25", "words=[a,'1']")
-    assert (one.rate, one.keep, one.words) == (0.001, 0.25, ["a", "1"])
+    one = resolve(configs, "rate=1e-3", "keep=1.25", "words=[a,'1']")
+    assert (one.rate, one.keep, one.words) == (0.001, 1.25, ["a", "1"])
     assert resolve(configs, "prompt=").prompt is None
 
 
@@ -148,6 +189,12 @@ def test_values_are_typed(configs: Path) -> None:
         ("=3", "settings are written key=value"),
         ("--keep=3", "unknown option --keep=3"),
         ("config=none.yaml", "cannot read settings file none.yaml"),
+        ("bare.width=3", "setting bare.width in bare.width=3 is now called bare.size"),
+        ("rate=0", "rate=0.0: give above 0 and at most 1"),
+        ("rate=1.5", "rate=1.5: give above 0 and at most 1"),
+        ("keep=[4,0]", "keep=[4, 0]: give 1 or more"),
+        ("bare.size=0", "bare.size=0: give 1 or more"),
+        ("words=[pool,pond]", "words=['pool', 'pond']: use grid, pool, a, 1"),
     ],
 )
 def test_errors_are_one_helpful_line(configs: Path, word: str, message: str) -> None:
@@ -157,15 +204,18 @@ def test_errors_are_one_helpful_line(configs: Path, word: str, message: str) -> 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("kep: 3", "mean keep"), ("- a", "no key"), ("a: [", "valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("kep: 3", "mean keep"), ("- a", "no key"), ("a: [", "valid YAML"), ("bare: {width: 2}", "now called bare.size")],
+)
 def test_files_are_checked_like_words(configs: Path, text: str, message: str) -> None:
-    (configs / "main.yaml").write_text(text)
-    with pytest.raises(UserError, match=message):
-        resolve(configs)
-    (configs / "main.yaml").write_text("")
-    (configs / "part" / "small.yaml").write_text("dept: 3")
-    with pytest.raises(UserError, match=r"small\.yaml: did you mean depth"):
-        resolve(configs, "part=small")
+    (configs / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        resolve(configs, f"config={configs / 'mine.yaml'}")
+    assert "\n" not in str(caught.value)
+    (configs / "part" / "other.yaml").write_text("dept: 3")
+    with pytest.raises(UserError, match=r"other\.yaml: did you mean depth"):
+        resolve(configs, "part=other")
 
 
 def test_a_missing_setting_is_named(configs: Path) -> None:
@@ -173,29 +223,62 @@ def test_a_missing_setting_is_named(configs: Path) -> None:
     class Needs:
         data: str
 
-    (configs / "needs.yaml").write_text("")
     with pytest.raises(UserError, match="setting data is missing"):
         settings.resolve(Needs, [], configs, "needs")
     assert settings.resolve(Needs, ["data=x"], configs, "needs").data == "x"
 
 
+@pytest.mark.parametrize(
+    ("limits", "words", "good", "bad"),
+    [
+        ({"min": 1}, "1 or more", [1, 2.5, None, [1, 2]], [0, [1, 0.5]]),
+        ({"min": 0, "max": 1}, "0 to 1", [0, 1, 0.5], [-1, 1.1]),
+        ({"max": 1}, "at most 1", [-3, 1], [2]),
+        ({"above": 0}, "above 0", [0.1], [0]),
+        ({"min": 0, "below": 1}, "0 or more and below 1", [0, 0.9], [1, -0.1]),
+        ({"choices": ("a", "b")}, "a, b", ["a", ["a", "b"], None], ["c", ["a", "c"]]),
+        ({"min_items": 1}, "1 value at least", [[3], 3], [[]]),
+        ({"min_items": 2, "min": 1}, "2 values at least, each 1 or more", [[1, 2]], [[1], [1, 0]]),
+    ],
+)
+def test_limits(limits: dict[str, Any], words: str, good: list[Any], bad: list[Any]) -> None:
+    @dataclass
+    class One:
+        x: Any = option(None, "a value", **limits)
+
+    assert limits_of(One.__dataclass_fields__["x"].metadata) == words
+    for value in good:
+        check(One(value))
+    for value in bad:
+        with pytest.raises(UserError) as caught:
+            check(One(value), "me")
+        assert str(caught.value) == f"me: x={value}: {'use' if 'choices' in limits else 'give'} {words}"
+
+
 def test_help_shows_comments_and_validate_shows_the_result(configs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (configs / "preset" / "tuned").mkdir(parents=True)
     with pytest.raises(SystemExit) as stop:
         resolve(configs, "--help", "kep=3")
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert "# how many\nkeep: 20" in shown
-    assert "part= one of: large, small" in shown
-    (configs / "main").mkdir()
-    (configs / "main" / "huge.yaml").write_text("keep: 7")
+    assert shown.startswith("# Do a thing.\n#\n# lit-reduce thing\n")
+    assert "# how many (1 or more)\nkeep: 20\n" in shown
+    assert "# some words (one of grid, pool, a, 1)\nwords: []\n" in shown
+    assert "bare:\n  # how wide (1 or more)\n  size: 3\n" in shown
+    assert "preset=" not in shown
     with pytest.raises(SystemExit):
-        resolve(configs, "--help")
-    shown = capsys.readouterr().out
-    assert "(configs/main/): huge" in shown
-    assert "main=" not in shown  # presets are no group
+        settings.resolve(Command, ["--help"], configs, "train")
+    assert "# preset= one of: tuned, none" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         resolve(configs, "--validate", "keep=5")
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     (configs / "shown.yaml").write_text(shown)
     assert resolve(configs, f"config={configs / 'shown.yaml'}") == resolve(configs, "keep=5")
+
+
+def test_a_program_may_leave_names_to_the_reference_model() -> None:
+    settings = with_references(TrainSettings())
+    assert (settings.backbone.name, settings.data.name) == ("pocket", "pocket")
+    given = TrainSettings(BackboneSettings("somewhere"), data=DataSettings("rows.jsonl"))
+    assert with_references(given) == given

@@ -15,9 +15,9 @@ from lit_reduce.backbones.families import Family, family_of
 from lit_reduce.backbones.identity import identify
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import BackboneId
+from lit_reduce.registry import references
 
 Pictures = Image.Image | list[Image.Image] | None
-POCKETS = ("pocket", "pocket-hd")
 
 
 @dataclass
@@ -104,7 +104,7 @@ def load_backbone(
     """Load a backbone by name.
 
     Args:
-        name_or_path: ``pocket`` or ``pocket-hd`` (the reference models of this repository), a folder, a hub id, or
+        name_or_path: A folder, a reference model of an installed package (`lit_reduce.registry`), a hub id, or
             ``shape:NAME`` for the layers of a well-known model with random weights (`lit_reduce.backbones.shapes`).
         dtype: A torch dtype or its name; by default float32 on the CPU, the checkpoint's own elsewhere.
         device: By default the GPU where there is one.
@@ -144,10 +144,5 @@ def _dtype(dtype: str | torch.dtype) -> Any:
 
 
 def _locate(name: str) -> str:
-    if name not in POCKETS or Path(name).is_dir():
-        return name
-    for root in (Path(__file__).parents[2], Path.cwd()):
-        folder = root / "checkpoints" / name
-        if (folder / "config.json").is_file():
-            return str(folder)
-    raise UserError(f"the reference backbone '{name}' is not here: run from a checkout, which holds checkpoints/{name}")
+    reference = None if Path(name).is_dir() else references().get(name)
+    return name if reference is None else str(reference.folder())

@@ -1,7 +1,8 @@
 """Which backbone is this? A plug-in is trained for one set of weights, so the weights get a fingerprint."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -62,16 +63,24 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
 
 def _on_disk(model: Any) -> Iterator[Tensor] | None:
     folder = _folder(model)
-    files = sorted(folder.glob("model*.safetensors")) if folder else []
+    if folder is None:
+        return None
+    files: dict[Path, list[str] | None] = dict.fromkeys(sorted(folder.glob("model*.safetensors")))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and folder / "model.safetensors" not in files:  # transformers prefers the single file, too
+        files = {}
+        for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+            files.setdefault(folder / file, []).append(name)  # type: ignore[union-attr]
     return _tensors(files) if files else None
 
 
-def _tensors(files: list[Path]) -> Iterator[Tensor]:
+def _tensors(files: Mapping[Path, list[str] | None]) -> Iterator[Tensor]:
+    """The named tensors of each file; None for all of them."""
     from safetensors import safe_open
 
-    for path in files:
+    for path, names in files.items():
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (not a mapping)
+            for name in file.keys() if names is None else names:
                 yield file.get_tensor(name)
 
 

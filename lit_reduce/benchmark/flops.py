@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from lit_reduce.backbones.families import family_of
 from lit_reduce.backbones.towers import ATTENTION, MLP, part, tower_of
 from lit_reduce.reducer import Reducer
+from lit_reduce.runtime.handlers import handlers_for
+from lit_reduce.runtime.layer_tokens import LayerTokens
+from lit_reduce.tokens import Budget
 
 CONV = (nn.Conv2d, nn.Conv3d)
 
@@ -79,28 +82,19 @@ def price(
     Args:
         model: The backbone.
         inputs: Its inputs, without padding.
-        reducer: Which layers see how many tokens follows from its site and `Reducer.stages`.
+        reducer: Its handler (`SiteHandler.thin`) says how many tokens each layer sees.
         keep: The budget of each picture, in tokens.
         arrived: Visual tokens that entered the language model, where an encoder reducer decides that.
         reducer_flops: What `Cost.reducer` is to say.
     """
     ids = inputs["input_ids"]
     batch, length = ids.shape
-    visual = int((ids[0] == model.config.image_token_id).sum())
-    counts = layer_counts(decoder_depth(model), visual, reducer, keep, "decoder")
-    if reducer is not None and reducer.site in ("projector", "encoder"):
-        short = reducer.site == "projector" or stays_short(model)
-        entering = arrived if arrived is not None else keep if keep is not None and short else visual
-        counts = [entering] * len(counts)
-    prompt = [length - visual + count for count in counts]
-    cached = prompt
-    if reducer is not None and reducer.site == "cache":
-        left = layer_counts(len(prompt), visual, reducer, keep, "cache")
-        cached = [length - visual + count for count in left]
+    tokens = layer_tokens(model, inputs, reducer, keep, arrived)
+    visual = image_tokens(model, inputs)
+    prompt, cached = ([length - visual + count for count in counts] for counts in (tokens.decoder, tokens.cached))
     prefill = prefill_flops(model, prompt, batch)
-    if reducer is not None and (reducer.kind, reducer.site) == ("register", "decoder") and counts[0] < visual:
-        until, new = 1 + int((ids[0] == model.config.image_token_id).nonzero()[-1]), counts[0]
-        blocks = decoder_blocks(model)  # before its tokens stand for the picture, all layers read the prompt up to it
+    if new := tokens.extra_pass:
+        until, blocks = 1 + int((ids[0] == model.config.image_token_id).nonzero()[-1]), decoder_blocks(model)
         prefill += batch * sum(x.flops(until, until**2) + x.flops(new, new * (until + new)) for x in blocks)
     tower, projector = encoder_flops(model, inputs, reducer, keep)
     return Cost(
@@ -109,19 +103,33 @@ def price(
     )  # fmt: skip
 
 
-def layer_counts(depth: int, tokens: int, reducer: Reducer | None, keep: int | None, site: str) -> list[int]:
-    """Visual tokens of a picture in each of ``depth`` layers of ``site``, when ``tokens`` enter the first one."""
-    if reducer is None or keep is None or reducer.site != site or keep == tokens:
-        return [tokens] * depth
-    stages = reducer.stages(depth, tokens, keep)
-    if site == "cache" and not stages:
-        return [keep] * depth
-    alone = reducer.kind == "skip" or site == "cache"
-    counts, now = [], tokens
-    for layer in range(depth):
-        now = stages.get(layer, tokens if alone else now)
-        counts.append(now)
-    return counts
+def layer_tokens(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    reducer: Reducer | None = None,
+    keep: int | None = None,
+    arrived: int | None = None,
+) -> LayerTokens:
+    """Tokens of one picture in each layer of tower and language model; see `price` for the arguments."""
+    visual, depth = image_tokens(model, inputs), decoder_depth(model)
+    each, blocks = 0, 0
+    if inputs.get("pixel_values") is not None:
+        tower = tower_of(model)
+        # Budgets count the patches of an image or tile; in a tower that packs its images, visual tokens.
+        packed = family_of(model.config).row(model) is not None
+        each = visual if packed else tower_segments(model, inputs, 0, tower.prefix)[0] - tower.prefix
+        blocks = len(tower.blocks)
+    patches = [each] * blocks
+    tokens = LayerTokens(patches, patches, [0] * blocks, each, [visual] * depth, [visual] * depth, arrived=arrived)
+    if reducer is not None and keep is not None:
+        for handler in handlers_for(model, {reducer.site: (reducer, Budget(keep))}):
+            tokens = handler.thin(tokens)
+    return tokens
+
+
+def image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> int:
+    """Visual tokens of each prompt."""
+    return int((inputs["input_ids"][0] == model.config.image_token_id).sum())
 
 
 def prefill_flops(model: Any, prompt: Sequence[int], batch: int = 1) -> int:
@@ -174,39 +182,21 @@ def encoder_flops(
     tower, whole = tower_of(model), model.get_encoder("image")
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
     segments = [tower_segments(model, inputs, index, tower.prefix) for index in range(len(tower.blocks))]
-    # Budgets count the patches of an image or tile; in a tower that packs its images, visual tokens.
-    packed = family_of(model.config).row(model) is not None
-    each = visual // len(inputs["input_ids"]) if packed else segments[0][0] - tower.prefix
-    counts = layer_counts(tower.depth, each, reducer, keep, "encoder")
-    joined = [0] * len(segments)  # registers of a tile in each block, beside its patches
-    if reducer is not None and reducer.kind == "register":
-        joined[: tower.depth] = [0 if count == each else count for count in counts]
-        joined[tower.depth :] = [max(joined)] * (len(joined) - tower.depth)
-        counts = [each] * tower.depth
-    behind = counts[-1] if stays_short(model) else each  # what the blocks get that feed nothing
-    counts += [behind] * (len(segments) - len(counts))
-    late = getattr(reducer, "point", "before") == "attention"
-    arriving = [each, *counts[:-1]] if late else counts  # such a reducer leaves this block's attention alone
-    arriving[tower.depth :] = counts[tower.depth :]
+    plain, tokens = layer_tokens(model, inputs), layer_tokens(model, inputs, reducer, keep)
+    each, registers = plain.projected, tokens.registers
     flops = sum(_conv_flops(x, inputs, segments[0], tower.prefix) for x in whole.modules() if isinstance(x, CONV))
     blocks = _blocks(tower.blocks, _width(tower.blocks[0]))
-    for block, lengths, before, after in zip(blocks, segments, arriving, counts, strict=True):
+    for block, lengths, before, after in zip(blocks, segments, tokens.patches, tokens.mlp_patches, strict=True):
         seen = [tower.prefix + (n - tower.prefix) * before / each for n in lengths]
         left = sum(tower.prefix + (n - tower.prefix) * after / each for n in lengths)
         flops += block.flops(round(sum(seen)), round(sum(n * n for n in seen)), round(left))
-    for number, (block, lengths, rows) in enumerate(zip(blocks, segments, joined, strict=True)):
+    for number, (block, lengths, rows) in enumerate(zip(blocks, segments, registers, strict=True)):
         seen_by = 2 if number >= tower.depth else 1  # behind the block that feeds the projector patches see them too
         flops += block.flops(rows * len(lengths), sum(rows * (seen_by * n + rows) for n in lengths))
-    projected = visual * behind // each + max(joined) * len(segments[0])
+    projected = visual * tokens.projected // each + max(registers) * len(segments[0])
     inside = [x for name, x in whole.named_modules() if name == "merger"]
     outside = [x for name, x in model.base_model.named_children() if "project" in name or "connector" in name]
     return flops, 2 * projected * sum(map(_weights, [*inside, *outside]))
-
-
-def stays_short(model: Any) -> bool:
-    """Whether what a reducer inside the tower drops is gone for good, and does not come back before the projector."""
-    family = family_of(model.config)
-    return family.tokenwise and family.row(model) is None
 
 
 def tower_segments(model: Any, inputs: Mapping[str, Tensor], block: int, prefix: int = 0) -> list[int]:

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -13,6 +13,7 @@ from lit_reduce.backbones import Backbone
 from lit_reduce.inference.spec import ReducerSpec, generate
 
 T = TypeVar("T")
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Spread(NamedTuple):
@@ -29,13 +30,13 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(median, low, high)
 
 
-def alternate(runs: Mapping[str, Callable[[], T]], turns: int) -> dict[str, list[T]]:
+def alternate(runs: Mapping[Key, Callable[[], T]], turns: int) -> dict[Key, list[T]]:
     """Call each of ``runs`` once in every turn, so that a slow moment of the machine hits all alike.
 
     Returns:
         What each returned, by turn: entry ``i`` of all names belongs to the same moment.
     """
-    results: dict[str, list[T]] = {name: [] for name in runs}
+    results: dict[Key, list[T]] = {name: [] for name in runs}
     for _ in range(turns):
         for name, run in runs.items():
             results[name].append(run())
@@ -44,55 +45,51 @@ def alternate(runs: Mapping[str, Callable[[], T]], turns: int) -> dict[str, list
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one plan over several runs.
+    """Milliseconds of one reducer at one budget over several runs.
 
     Attributes:
-        median: Median time to the first token; encoding, the reducer and prefill are all inside.
-        low: Lower quartile.
-        high: Upper quartile.
-        reducer_ms: Median time of the reducer alone; None for all tokens.
+        first_token: Time to the first token; encoding, the reducer and prefill are all inside.
+        reducer: Time of the reducer alone; None for all tokens.
         runs: How many runs were counted.
     """
 
-    median: float
-    low: float
-    high: float
-    reducer_ms: float | None
+    first_token: Spread
+    reducer: Spread | None
     runs: int
 
 
 def first_token(
-    backbone: Backbone, inputs: Mapping[str, Any], plans: Mapping[str, ReducerSpec], runs: int = 5
+    backbone: Backbone, inputs: Mapping[str, Any], specs: Mapping[str, ReducerSpec], runs: int = 5
 ) -> dict[str, Timing]:
-    """Measure each plan on the same inputs, in turns.
+    """Measure each spec on the same inputs, in turns.
 
-    Decoding the picture file and the processor's resizing are outside: they are the same for every plan.
+    Decoding the picture file and the processor's resizing are outside: they are the same for every spec.
 
     Args:
         backbone: The model.
         inputs: What ``backbone.prepare`` gave, for one prompt or a batch.
-        plans: What to compare, by name.
-        runs: Counted runs of each plan, after one uncounted run to warm up.
+        specs: What to compare, by name.
+        runs: Counted runs of each spec, after one uncounted run to warm up.
     """
-    found = alternate({name: partial(_run, backbone, inputs, plan) for name, plan in plans.items()}, runs + 1)
+    found = alternate({name: partial(_run, backbone, inputs, spec) for name, spec in specs.items()}, runs + 1)
     return {name: _timing(values[1:]) for name, values in found.items()}
 
 
 def _timing(values: list[tuple[float, float | None]]) -> Timing:
     own = [reducer_ms for _, reducer_ms in values if reducer_ms is not None]
-    return Timing(*spread([elapsed for elapsed, _ in values]), statistics.median(own) if own else None, len(values))
+    return Timing(spread([elapsed for elapsed, _ in values]), spread(own) if own else None, len(values))
 
 
-def _run(backbone: Backbone, inputs: Mapping[str, Any], plan: ReducerSpec) -> tuple[float, float | None]:
+def _run(backbone: Backbone, inputs: Mapping[str, Any], spec: ReducerSpec) -> tuple[float, float | None]:
     device = backbone.model.device
     wait(device)
     start = time.perf_counter()
-    _, logical = generate(backbone, inputs, plan, max_new_tokens=1)
+    _, prompt_map = generate(backbone, inputs, spec, max_new_tokens=1)
     wait(device)
-    return 1000 * (time.perf_counter() - start), None if logical is None else logical.reducer_ms
+    return 1000 * (time.perf_counter() - start), None if prompt_map is None else prompt_map.reducer_ms
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was told to do."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

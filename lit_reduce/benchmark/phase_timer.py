@@ -1,4 +1,4 @@
-"""Times the phases of one ordinary ``generate``: hooks and a streamer look on, nothing is run by itself.
+"""Times the phases of one ordinary ``generate`` by hooks and a streamer; no phase is run on its own.
 
 The first token is there when ``generate`` hands it to its streamer. Prefill is the first call of the model: everything
 between the encoded pictures and the logits of the last position, masks and cache included. The reducer's time is that
@@ -74,7 +74,7 @@ class PhaseTimer:
         """Called by ``generate`` after the last token."""
 
     def phases(self) -> Phases:
-        """What was seen, after the block."""
+        """The measured phases, after the block has ended."""
         wait(self.device)
         _, first, *more = self.tokens
         decode = self._between(first, more[-1]) / len(more) if more else 0.0

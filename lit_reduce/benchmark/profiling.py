@@ -1,4 +1,4 @@
-"""What one call takes, as torch itself counts it: peak memory, and FLOPs of one module inside."""
+"""Peak memory of a call and FLOPs of a module, as torch counts them."""
 
 import os
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's counter, told of the attention kernel of CPUs too, which torch 2.14 passes over."""
+    """Torch's FLOP counter, with the attention kernel of CPUs, which torch 2.14 does not count."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops})
 

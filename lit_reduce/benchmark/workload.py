@@ -33,7 +33,7 @@ def workload(backbone: Backbone, batch: int, visual: int | None, text: int) -> d
 
 @contextmanager
 def pictures_given(backbone: Backbone, inputs: dict[str, Any]) -> Iterator[None]:
-    """Within the block the tower does not run: whoever asks for the pictures gets what it makes of them now.
+    """Encode the pictures once; within the block the tower does not run, and each call gets these features.
 
     For a shape, whose tower makes noise of noise, it does not run at all.
     """

@@ -1,1 +1,1 @@
-"""Formats that users have: pictures and JSON lines."""
+"""Reading pictures, questions and training data."""

@@ -1,4 +1,4 @@
-"""Training data as a user has it: pictures, each with the questions asked about it."""
+"""Training data: pictures, each with the questions about it."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ Turn = tuple[str, str | None]
 
 @dataclass(frozen=True)
 class Group:
-    """One picture and its turns.
+    """One picture with its questions and answers.
 
     Attributes:
         key: Names the group in the cache; groups of equal content have equal keys.
@@ -28,7 +28,7 @@ class Group:
 
 
 def group_rows(rows: Sequence[Row]) -> list[Group]:
-    """Puts the rows of a JSON-lines file together that ask about the same picture, in the order of the file."""
+    """Groups the rows of a JSON-lines file by picture, in the order of the file."""
     by_picture: dict[str, list[Row]] = {}
     for row in rows:
         by_picture.setdefault(str(row.image) if isinstance(row.image, Path) else str(id(row.image)), []).append(row)

@@ -1,4 +1,4 @@
-"""One step's questions in the form that reducers and the decoder take."""
+"""The batch of a training step: padded prompts, visual tokens and the teacher's outputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from lit_reduce.runtime.encode import IGNORE, Encoded, prompt_text
 
 @dataclass
 class Batch:
-    """B questions with what the teacher said about them.
+    """B questions with the teacher's outputs.
 
     Attributes:
         features: [B, N, D] visual tokens.
@@ -25,7 +25,7 @@ class Batch:
         top: [A, k] the teacher's log-probabilities at the A answer tokens, row by row.
         top_ids: [A, k].
         step: Of training, from which budgets are drawn.
-        signals: What the vision tower says beside its features, by name, one entry for each question.
+        signals: Further outputs of the vision tower by name, one entry for each question.
         pixels: What the vision tower reads, by the names of its inputs, one entry for each of P pictures; for reducers
             inside the tower alone.
         picture: [B], which of these pictures each question is about.
@@ -70,13 +70,14 @@ class Batch:
         count = len(self.features)
         features = list(self.features.to(text.dtype))
         signals = {name: list(x.to(text.dtype)) for name, x in self.signals.items()}
-        return Encoded(features, [self.grid] * count, list(range(count)), signals, text, text_mask)
+        pictures = self.picture.tolist()
+        return Encoded(features, [self.grid] * count, list(range(count)), signals, text, text_mask, pictures=pictures)
 
 
 def make_batch(
     picked: Sequence[tuple[Outputs, Sequence[int]]], step: int = 0, pad: int = 0, numbers: Sequence[int] | None = None
 ) -> Batch:
-    """Lays some turns of some groups into one batch.
+    """Collates turns of several groups into one batch.
 
     Args:
         picked: For each group its teacher outputs and the indices of the turns taken.
@@ -85,7 +86,7 @@ def make_batch(
         numbers: Of the questions within the step; by default they are counted.
     """
     ids, labels, rows = [], [], dict[str, list[Tensor]](features=[], guide=[], top=[], top_ids=[])
-    told = {name: list[Tensor]() for name in picked[0][0] if name.startswith(SIGNAL)}
+    signals = {name: list[Tensor]() for name in picked[0][0] if name.startswith(SIGNAL)}
     for outputs, turns in picked:
         lengths = outputs["lengths"]
         starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.sum(1).cumsum(0)])
@@ -98,7 +99,7 @@ def make_batch(
             ids.append(row)
             labels.append(label)
             rows["features"].append(outputs["features"])
-            for name, values in told.items():
+            for name, values in signals.items():
                 values.append(outputs[name])
             rows["guide"].append(outputs["guide"][t].float())
             rows["top"].append(outputs["top"][answers[t] : answers[t + 1]].float())
@@ -117,7 +118,7 @@ def make_batch(
         torch.cat(rows["top"]),
         torch.cat(rows["top_ids"]),
         step,
-        {name.removeprefix(SIGNAL): torch.stack(values).float() for name, values in told.items()},
+        {name.removeprefix(SIGNAL): torch.stack(values).float() for name, values in signals.items()},
         {name.removeprefix(PIXELS).strip(): _together(picked, name) for name in picked[0][0] if PIXELS in name},
         torch.repeat_interleave(torch.arange(len(picked)), torch.tensor([len(turns) for _, turns in picked])),
         torch.tensor(range(len(ids)) if numbers is None else numbers),
@@ -125,7 +126,7 @@ def make_batch(
 
 
 def _together(picked: Sequence[tuple[Outputs, Sequence[int]]], name: str) -> Tensor:
-    """What the tower reads of all pictures; tiles that a picture lacks are zeros, as processors pad them."""
+    """The tower's inputs of all pictures; missing tiles are zeros, as processors pad them."""
     rows = [outputs[name] for outputs, _ in picked]
     most = max(row.shape[1] for row in rows) if rows[0].ndim == 5 else 0
     rows = [torch.cat([row, row.new_zeros(1, most - row.shape[1], *row.shape[2:])], 1) if most else row for row in rows]

@@ -21,7 +21,7 @@ class MovingAverage(Callback):
         self.present: dict[str, Tensor] = {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Takes the new weights in; early steps weigh more, so that the start is forgotten."""
+        """Updates the average; the decay is lower in the first steps, so that initial weights have little effect."""
         decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
         with torch.no_grad():
             for name, x in pl_module.reducer.state_dict().items():
@@ -56,7 +56,7 @@ class StepBar(TQDMProgressBar):
     """One bar for all steps of a run, earlier processes included: its data have no epochs."""
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Begins where the run goes on."""
+        """Starts the bar at the step of the resumed run."""
         super().on_train_start(trainer)
         bar = self.train_progress_bar
         bar.set_description_str("train", refresh=False)
@@ -64,7 +64,7 @@ class StepBar(TQDMProgressBar):
         self._show(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Nothing: the one epoch has no name."""
+        """Does nothing: training has a single epoch."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Shows the step and the loss."""

@@ -1,4 +1,4 @@
-"""Questions for distillation as a LightningDataModule: teacher outputs made once, batches a function of the step."""
+"""The LightningDataModule of distillation: cached teacher outputs, and batches that depend on the step only."""
 
 import os
 import random

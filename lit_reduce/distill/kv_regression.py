@@ -1,4 +1,4 @@
-"""The frozen decoder's own keys and values of pictures, and a recalling reducer's maps regressed on them."""
+"""Least-squares initialisation of a recall reducer: its maps are fitted to the frozen decoder's keys and values."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -10,12 +10,12 @@ from torch import Tensor
 from lit_reduce.distill.teacher import Outputs
 from lit_reduce.ops.regression import Moments, fit
 from lit_reduce.ops.similarity import rms_normalize
-from lit_reduce.runtime.attention.probe import AttentionProbe, Call
+from lit_reduce.runtime.attention.probe import AttentionCall, AttentionProbe
 from lit_reduce.runtime.decoder.run import embed
 from lit_reduce.runtime.encode import placeholders
 from lit_reduce.runtime.recall.rotary import unrotated
 
-PICTURES = 64  # that maps are regressed on: some ten thousand tokens or more
+PICTURES = 64  # pictures for the regression: ten thousand tokens or more
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def keys_and_values(model: Any, prefix: Tensor, features: Tensor, layers: Sequen
 
     Args:
         model: The frozen backbone.
-        prefix: ``[P]``, ids up to the end of the picture: in a causal decoder nothing behind it has a say.
+        prefix: ``[P]``, ids up to the end of the picture; later tokens have no effect in a causal decoder.
         features: ``[N, D]`` its projected tokens.
         layers: Which.
 
@@ -36,7 +36,7 @@ def keys_and_values(model: Any, prefix: Tensor, features: Tensor, layers: Sequen
     places = torch.arange(len(prefix), device=prefix.device)[None]
     cos, sin = decoder.rotary_emb(embeds, places)
 
-    def read(call: Call) -> tuple[Tensor, Tensor]:
+    def read(call: AttentionCall) -> tuple[Tensor, Tensor]:
         return call.k[:, :, image], call.v[:, :, image]
 
     with ExitStack() as stack:
@@ -64,7 +64,7 @@ def moments(model: Any, pictures: Iterable[Outputs], layers: Sequence[int]) -> M
 
 
 def teach_keys(model: Any, reducer: Any, pictures: Iterable[Outputs]) -> None:
-    """Regress the maps of a reducer that is guided by ``keys`` on the frozen decoder's own, in closed form.
+    """Fit the maps of a reducer with ``warmup_target = "keys"`` in closed form.
 
     A layer's keys, and its values, weigh the same whatever their size; the rank is that of the reducer's trunk.
     """

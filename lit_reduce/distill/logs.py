@@ -1,4 +1,4 @@
-"""Where the figures of training go: a CSV file that a resumed run continues, TensorBoard or Weights & Biases."""
+"""Loggers of training: a CSV file that a resumed run continues, TensorBoard, or Weights & Biases."""
 
 import csv
 import logging

@@ -1,4 +1,4 @@
-"""What a reducer learns from: the teacher's attention at first, then the teacher's answers. All are means over rows."""
+"""Distillation losses against the teacher's attention and the teacher's answers; each is a mean over rows."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def hinge(scores: Tensor, guide: Tensor, k: int, margin: float = 1.0) -> Tensor:
 
 
 def reading(made: Tensor, features: Tensor, assignment: Tensor, guide: Tensor) -> Tensor:
-    """How far new tokens lie from what the teacher's attention reads of the tokens that went into each; our design.
+    """Distance between new tokens and the attention-weighted mean of the tokens merged into each; our design.
 
     The target of token k is the mean of its members, weighted by the guide; its squared distance counts by the guide's
     mass in k. In units of the features' mean square.

@@ -1,4 +1,4 @@
-"""A learning rate for a reducer: raised step by step on a copy, until the loss no longer bears it."""
+"""Learning rate finder: trains a copy of the reducer at rising rates, and suggests where the loss falls fastest."""
 
 import copy
 import math
@@ -12,9 +12,9 @@ from tqdm import tqdm
 from lit_reduce.console import columns
 from lit_reduce.distill.data import DistillData
 from lit_reduce.distill.module import Distiller
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.files import atomic_path
 from lit_reduce.reducer import Reducer
+from lit_reduce.settings.train import TrainSettings
 
 LOWEST, HIGHEST, STEPS = 1e-5, 1.0, 60
 SMOOTH, WORSE = 0.8, 4.0  # share of the past in the smoothed loss; a sweep ends at so many times the best
@@ -22,13 +22,13 @@ SMOOTH, WORSE = 0.8, 4.0  # share of the past in the smoothed loss; a sweep ends
 
 @dataclass
 class LearningRateFinder:
-    """What was seen.
+    """The result of a sweep.
 
     Attributes:
         rates: Learning rate of each step.
-        losses: The loss that the step began with.
+        losses: Loss before each step.
         smooth: The same as a moving average.
-        best: Where the smoothed loss fell fastest; None when it never fell.
+        best: The rate at which the smoothed loss falls fastest; None when it never falls.
     """
 
     rates: list[float]
@@ -37,7 +37,7 @@ class LearningRateFinder:
     best: float | None
 
 
-def sweep(chosen: TrainSettings, model: Any, reducer: Reducer, data: DistillData) -> LearningRateFinder:
+def sweep(settings: TrainSettings, model: Any, reducer: Reducer, data: DistillData) -> LearningRateFinder:
     """Trains a copy of the reducer at rates that rise by equal factors (Smith, arXiv 1506.01186).
 
     Every step has the losses, weights and the budget of the first step of stage 2: the steps of a run would mix stages
@@ -45,14 +45,14 @@ def sweep(chosen: TrainSettings, model: Any, reducer: Reducer, data: DistillData
     the checkpoints are left as they are.
     """
     copied = copy.deepcopy(reducer).train()
-    module = Distiller(model, copied, replace(chosen, curriculum=0.0))
-    optimizer = torch.optim.AdamW(copied.parameters(), lr=LOWEST, weight_decay=chosen.weight_decay)
+    module = Distiller(model, copied, replace(settings, curriculum=0.0))
+    optimizer = torch.optim.AdamW(copied.parameters(), lr=LOWEST, weight_decay=settings.weight_decay)
     found, mean = LearningRateFinder([], [], [], None), 0.0
     for step in tqdm(range(STEPS), desc="learning rate", unit="step"):
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = module.losses(replace(data.batch(step), step=chosen.guide_steps))["loss"]
+        loss = module.losses(replace(data.batch(step), step=settings.guide_steps))["loss"]
         value = float(loss.detach())
         mean = SMOOTH * mean + (1 - SMOOTH) * value
         average = mean / (1 - SMOOTH ** (step + 1))
@@ -63,8 +63,8 @@ def sweep(chosen: TrainSettings, model: Any, reducer: Reducer, data: DistillData
         found.smooth.append(average)
         optimizer.zero_grad()
         loss.backward()
-        if chosen.clip:
-            torch.nn.utils.clip_grad_norm_(copied.parameters(), chosen.clip)
+        if settings.clip:
+            torch.nn.utils.clip_grad_norm_(copied.parameters(), settings.clip)
         optimizer.step()
     found.best = steepest(found.rates, found.smooth)
     return found

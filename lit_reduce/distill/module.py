@@ -14,17 +14,17 @@ from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.losses import answer_kl, row_mean
 from lit_reduce.distill.objectives import OBJECTIVES
 from lit_reduce.distill.seeded_sampling import budget_of
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.student import student_logits
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.decoder.checkpointing import recomputed
+from lit_reduce.settings.train import TrainSettings
 
 
 class Distiller(LightningModule):
-    """Two stages: the teacher's attention guides the reducer, then the teacher's answers do; see `lessons`.
+    """Trains a reducer in two stages: against the teacher's attention, then against its answers; see `objectives`.
 
-    Only the reducer is a part of this module, so checkpoints hold it alone and gradients reach nothing else. A reducer
-    that attention cannot guide skips stage 1 and learns from the answers directly.
+    The backbone is held outside the module tree, so checkpoints hold only the reducer and the optimiser sees nothing
+    else. A reducer without a ``warmup_target`` skips stage 1.
     """
 
     def __init__(self, model: Any, reducer: Reducer, settings: TrainSettings) -> None:
@@ -49,19 +49,19 @@ class Distiller(LightningModule):
         total, way = batch.features.shape[1], s.curriculum * s.steps
         done = (batch.step + 1) / way if way else 1.0
         keep = min(budget_of(batch.step, s.seed, s.budgets, s.budget_weights, done, total), total)
-        lesson = OBJECTIVES[self.reducer.warmup_target](self.held[0], self.reducer, batch, keep, s)
+        objective = OBJECTIVES[self.reducer.warmup_target](self.held[0], self.reducer, batch, keep, s)
         first = batch.step < s.guide_steps
-        out = lesson.guidance() if first or lesson.lasts else {}
+        out = objective.guidance() if first or objective.lasts else {}
         if first and out:
             return out
         with recomputed(self.held[0]) if s.checkpointing else nullcontext():
-            logits, labels, rows = lesson.answers()
+            logits, labels, rows = objective.answers()
         warmup_target, count = out.pop("loss", torch.zeros(())), len(batch.ids)
         out["kl"] = row_mean(answer_kl(logits, batch.top, batch.top_ids, weights.temperature), rows, count)
         out["ce"] = row_mean(F.cross_entropy(logits.float(), labels, reduction="none"), rows, count)
         progress = (batch.step - s.guide_steps) / max(1, s.steps - s.guide_steps)
         share = weights.rank_first + (weights.rank_last - weights.rank_first) * min(1.0, max(0.0, progress))
-        further = lesson.penalty()
+        further = objective.penalty()
         loss = weights.kl * out["kl"] + weights.ce * out["ce"] + share * warmup_target + sum(further.values())
         return {"loss": loss, **out, **further}
 
@@ -73,7 +73,7 @@ class Distiller(LightningModule):
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Answers with the reduced stream, as inference sees it, at every validation budget.
+        """Measures the answers on the reduced sequence, as in inference, at every validation budget.
 
         An answer counts as right when every token of it is the most likely one: what greedy decoding would give.
         """

@@ -1,4 +1,4 @@
-"""What one batch teaches a reducer, by what the reducer says that it can be guided in (`Reducer.warmup_target`)."""
+"""Training objectives: which losses a batch gives, chosen by `Reducer.warmup_target`."""
 
 import math
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from torch import Tensor
 from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.losses import hinge, listwise, reading
 from lit_reduce.distill.relaxation import GATES, with_rest
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.distill.student import reduce, relaxed_logits, sees, student_logits
 from lit_reduce.ops.gates import budget_gap
+from lit_reduce.settings.train import TrainSettings
 from lit_reduce.tokens import Reduction, VisualTokens
 
 Answers = tuple[Tensor, Tensor, Tensor]  # logits, labels and rows, see `student_logits`
@@ -22,10 +22,10 @@ Call = tuple[VisualTokens, int, Reduction]
 
 
 class Objective:
-    """The teacher's answers alone, through the new tokens; the reducer is called as inference calls it.
+    """Distillation of the teacher's answers only; the reducer is called as in inference.
 
     Attributes:
-        lasts: Whether the guidance of stage 1 goes on beside the answers, with a weight that falls.
+        lasts: Whether the loss of stage 1 continues in stage 2, with a weight that decreases.
     """
 
     lasts = False
@@ -36,17 +36,17 @@ class Objective:
         self.calls: list[Call] = []
 
     def guidance(self) -> dict[str, Tensor]:
-        """The loss against the teacher's attention under ``loss``, with its parts; empty for no stage 1."""
+        """The loss of stage 1 under ``loss``, and its parts for the log; empty where there is no stage 1."""
         return {}
 
     def answers(self) -> Answers:
-        """The student's answers, with a gradient into the reducer."""
+        """The student's logits at the answer tokens, with gradients to the reducer."""
         done = (self.batch.step - self.settings.guide_steps) / max(1, self.settings.steps - self.settings.guide_steps)
         with listening(self.reducer) as self.calls:
             return student_logits(self.model, self.reducer, self.batch, self.keep, min(1.0, max(0.0, done)))
 
     def penalty(self) -> dict[str, Tensor]:
-        """Further losses beside the answers, each with its weight in it; asked for after the answers."""
+        """Further losses of stage 2, already weighted; called after `answers`."""
         said: dict[str, list[Tensor]] = {}
         for _, _, reduction in self.calls:
             for name, rows in reduction.losses.items():
@@ -57,7 +57,7 @@ class Objective:
 
 @contextmanager
 def listening(reducer: Any) -> Iterator[list[Call]]:
-    """Every call of a reducer while it lasts, at whatever layer: tokens, budget and reduction, gradients and all."""
+    """Records every call of a reducer inside the block: tokens, budget and reduction, with their gradients."""
     calls: list[Call] = []
 
     def hear(_: Any, given: Any, made: Any) -> None:
@@ -72,10 +72,10 @@ def listening(reducer: Any) -> Iterator[list[Call]]:
 
 
 class TokenObjective(Objective):
-    """New tokens: a warm-up, in which each becomes what the teacher's attention reads of its region; then answers."""
+    """Stage 1: each new token matches what the teacher's attention reads from its region. Stage 2: answers."""
 
     def guidance(self) -> dict[str, Tensor]:
-        """How far the new tokens lie from what is read."""
+        """The distance between the new tokens and their targets, see `losses.reading`."""
         reduction = reduce(self.model, self.reducer, self.batch, self.keep)
         if reduction.features is None or reduction.assignment is None:
             raise ValueError(
@@ -86,7 +86,7 @@ class TokenObjective(Objective):
 
 
 class ScoreObjective(Objective):
-    """Scores (CoViPAL): they follow the teacher's attention, then its answers too, through a gate."""
+    """Scores (CoViPAL). Stage 1: they match the teacher's attention. Stage 2: also its answers, through a gate."""
 
     lasts = True
 
@@ -104,7 +104,7 @@ class ScoreObjective(Objective):
         return {"loss": found["rank"] + self.settings.loss.hinge * found["hinge"], **found}
 
     def answers(self) -> Answers:
-        """Of the gated tokens, and of what stands for the rest."""
+        """The logits on the gated tokens and the summary tokens."""
         summary_count = self.reducer.summary_count(self.keep)
         self.chosen = self.keep - summary_count
         candidates = min(math.ceil(self.settings.candidates * self.chosen), self.scores.shape[1] - summary_count)
@@ -113,17 +113,17 @@ class ScoreObjective(Objective):
         return relaxed_logits(self.model, self.batch, self.gated)
 
     def penalty(self) -> dict[str, Tensor]:
-        """Random gates should not stray from the budget; the others cannot."""
+        """The budget loss of random gates; the other gates meet the budget exactly."""
         if self.settings.gate != "concrete":
             return {}
         return {"budget": self.settings.loss.budget * budget_gap(self.gated.gates, self.chosen)}
 
 
 class LayerObjective(Objective):
-    """Scores at every layer (p-MoD): they follow the teacher's attention on what the reduced stream holds there.
+    """Scores at every layer (p-MoD) that match the teacher's attention on the hidden states of the reduced sequence.
 
-    One pass serves both: the answers, with a gradient through what the reducer returns, and the guidance, whose
-    gradient ends at the layer's states. That routers are guided is our reading; in p-MoD answers alone train them.
+    One forward pass gives both losses: answers, with gradients through the reducer's output, and the attention loss,
+    whose gradient stops at the layer's hidden states. The attention loss is our addition; p-MoD trains on answers only.
     """
 
     lasts = True
@@ -134,7 +134,7 @@ class LayerObjective(Objective):
             self.said = student_logits(model, reducer, batch, self.keep)
 
     def guidance(self) -> dict[str, Tensor]:
-        """The ranking loss, mean over the layers where the reducer chose."""
+        """The ranking loss, averaged over the layers at which the reducer acts."""
         guide, found = self.batch.guide, dict[str, list[Tensor]](rank=[], hinge=[])
         for tokens, keep, _ in self.calls:
             scores = self.reducer.score(replace(tokens, features=tokens.features.detach()))
@@ -148,7 +148,7 @@ class LayerObjective(Objective):
         return {"loss": means["rank"] + self.settings.loss.hinge * means["hinge"], **means}
 
     def answers(self) -> Answers:
-        """Of the pass that was made."""
+        """The logits of the pass that `__init__` made."""
         return self.said
 
 

@@ -1,4 +1,4 @@
-"""Gates of training: which tokens enter the decoder there, and how a score learns what its token is worth."""
+"""Differentiable relaxations of top-k selection: which tokens the decoder reads in training, and their gates."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from torch import Tensor
 
 from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.seeded_sampling import normal, uniform
-from lit_reduce.distill.settings import TrainSettings
 from lit_reduce.ops.gates import anneal, concrete, exact_budget, key_bias, mix_noise
 from lit_reduce.reducer import ScoringReducer
+from lit_reduce.settings.train import TrainSettings
 from lit_reduce.tokens import VisualTokens
 
-FLOOR = 1e-6  # weight that a dropped key keeps in the backward pass, so that it can earn its way back
+FLOOR = 1e-6  # weight of a dropped key in the backward pass, so that its score still gets a gradient
 
 
 @dataclass
 class RelaxedSelection:
-    """What the decoder reads in training, with a gradient into the scores.
+    """The tokens that the decoder reads in training, with gradients to the scores.
 
     Attributes:
         kept_indices: ``[B, M]`` ascending indices of the tokens that enter; all others are dropped.
@@ -50,7 +50,7 @@ def exact(scores: Tensor, keep: int, tau: float, candidates: int) -> RelaxedSele
 
 
 def random(scores: Tensor, keep: int, tau: float, candidates: int, relax: float, chance: Tensor) -> RelaxedSelection:
-    """Each token open by chance, ``keep`` of them on average: binary concrete gates on the keys.
+    """Binary concrete gates on the keys: each token is open at random, ``keep`` of them on average.
 
     A token's chance is its soft gate of `exact`, so that the budget is met on average without a threshold to learn; our
     reading. What enters are the ``candidates`` widest gates of this very draw.
@@ -69,7 +69,7 @@ def random(scores: Tensor, keep: int, tau: float, candidates: int, relax: float,
 
 
 def noisy(features: Tensor, scores: Tensor, keep: int, tau: float, candidates: int, noise: Tensor) -> RelaxedSelection:
-    """The best ``candidates`` tokens, each drowned in noise as far as its soft gate of `exact` is shut (AutoSelect).
+    """The best ``candidates`` tokens, each mixed with noise by how far its soft gate of `exact` is closed (AutoSelect).
 
     Args:
         features: ``[B, N, D]``.
@@ -89,7 +89,7 @@ def noisy(features: Tensor, scores: Tensor, keep: int, tau: float, candidates: i
 def with_rest(
     gated: RelaxedSelection, reducer: ScoringReducer, tokens: VisualTokens, scores: Tensor, keep: int
 ) -> RelaxedSelection:
-    """The reducer's stand-ins of the rest enter, too, always open; nothing where it makes none.
+    """Adds the reducer's summary tokens, whose gates are always open; nothing where it makes none.
 
     Args:
         gated: Of the tokens that the reducer chooses among.

@@ -1,7 +1,7 @@
-"""What chance decides in training: budgets and the noise of gates, as functions of seed, step and question alone.
+"""Random budgets and gate noise, each a function of seed, step and question.
 
-So a resumed run draws what the killed one would have drawn, and n processes draw what one with n times the pictures
-draws.
+A resumed run therefore draws the same numbers as an uninterrupted one, and n processes draw the same as one process
+with n times the pictures.
 """
 
 from collections.abc import Sequence

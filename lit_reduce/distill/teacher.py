@@ -1,4 +1,4 @@
-"""The teacher: the backbone on all tokens, without gradient, its outputs kept on disk because it never changes."""
+"""The teacher: the frozen backbone on all visual tokens; its outputs are cached on disk."""
 
 import hashlib
 import json

@@ -1,1 +1,1 @@
-"""Measuring: answers, accuracy with its uncertainty, time to the first token, reports."""
+"""Accuracy of reducers: answers to questions, scores and their confidence intervals."""

@@ -1,4 +1,4 @@
-"""How sure a measured mean is: percentile bootstrap intervals."""
+"""Percentile bootstrap intervals of a mean and of a ratio of means."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def ratio_interval(
     """Percentile bootstrap interval of ``mean(values) / mean(reference)``, both scored on the same items.
 
     Items are drawn in pairs, so what makes an item hard for both does not widen the interval. A draw in which the
-    reference scores 0 says nothing and is left out.
+    reference scores 0 is left out.
 
     Args:
         values: ``[n]`` scores.

@@ -1,1 +1,1 @@
-"""One reducer at one budget, run on one prompt or over a file; resumable."""
+"""Running the model with a reducer at a budget: on a batch, over a file, with answers that are stored."""

@@ -15,7 +15,7 @@ Answers = Callable[[Sequence[Row]], list[dict[str, Any]]]
 
 def answer_rows(
     rows: Sequence[Row], output: str | Path, answers: Answers, batch_size: int, on_batch: Callable[[int], None]
-) -> tuple[list[dict[str, Any]], int]:
+) -> int:
     """Append one JSON line to ``output`` for every row, in the order of the rows.
 
     Lines that are already there are taken as done, after checking that they answer these rows; an unfinished last line
@@ -29,7 +29,7 @@ def answer_rows(
         on_batch: Called with the number of rows that are done, first with those of earlier runs.
 
     Returns:
-        The lines, one a row, and how many of them earlier runs had done.
+        How many of the rows earlier runs had answered.
 
     Raises:
         UserError: The file cannot be written, another run is writing it, or it answers other rows.
@@ -38,26 +38,19 @@ def answer_rows(
     try:
         with output.open("ab+", buffering=0) as file:
             _lock(file, output)
-            records = _recover(file, rows, output)
-            done = len(records)
+            done = _recover(file, rows, output)
             on_batch(done)
             for start in range(done, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
-                fresh = answer_batch(batch, answers)
-                _append(file, fresh)
-                records += fresh
+                fresh = [question_fields(row) | answer for row, answer in zip(batch, answers(batch), strict=True)]
+                append_records(file, fresh)
                 on_batch(len(batch))
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}; what was finished is kept") from error
-    return records, done
+    return done
 
 
-def answer_batch(batch: Sequence[Row], answers: Answers) -> list[dict[str, Any]]:
-    """The lines of a batch: each question, then its answer."""
-    return [_asked(row) | answer for row, answer in zip(batch, answers(batch), strict=True)]
-
-
-def _asked(row: Row) -> dict[str, Any]:
+def question_fields(row: Row) -> dict[str, Any]:
     """The part of a line that repeats the question: it says later which row was answered."""
     record: dict[str, Any] = {} if row.id is None else {"id": row.id}
     record |= {"image": row.source, "prompt": row.prompt}
@@ -65,9 +58,18 @@ def _asked(row: Row) -> dict[str, Any]:
     return record if row.family is None else record | {"family": row.family}
 
 
-def _append(file: FileIO, records: Sequence[dict[str, Any]]) -> None:
-    data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+def append_records(file: FileIO, records: Sequence[dict[str, Any]]) -> None:
+    """Append one JSON line for each record to a file opened with ``ab+``, whole lines or none.
+
+    A torn last line, which a killed process left behind, is closed first: it stays a line of its own.
+    """
     end = file.seek(0, os.SEEK_END)
+    torn = False
+    if end:
+        file.seek(end - 1)
+        torn = file.read(1) != b"\n"
+    data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+    data = b"\n" + data if torn else data
     try:
         written = 0
         while written < len(data):
@@ -78,30 +80,28 @@ def _append(file: FileIO, records: Sequence[dict[str, Any]]) -> None:
         raise
 
 
-def _recover(file: FileIO, rows: Sequence[Row], output: Path) -> list[dict[str, Any]]:
-    """Cut an unfinished last line and return the finished ones, each compared with its row."""
-    file.seek(0)
-    lines = file.read().splitlines(keepends=True)
-    if lines and _record(lines[-1]) is None:
-        lines.pop()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        record = _record(line)
-        row = rows[number - 1] if number <= len(rows) else None
-        if record is None or row is None or _asked(row) != {key: record.get(key) for key in _asked(row)}:
-            raise UserError(f"{output} line {number} does not answer row {number} of the input: give another output")
-        records.append(record)
-    file.truncate(sum(map(len, lines)))
-    return records
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """A finished line, or None."""
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """The record of a finished line; None for a torn one."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
     return record if isinstance(record, dict) else None
+
+
+def _recover(file: FileIO, rows: Sequence[Row], output: Path) -> int:
+    """Cut an unfinished last line and return how many are finished, each compared with its row."""
+    file.seek(0)
+    lines = file.read().splitlines(keepends=True)
+    if lines and parse_record(lines[-1]) is None:
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        record = parse_record(line)
+        asked = question_fields(rows[number - 1]) if number <= len(rows) else None
+        if record is None or asked is None or asked != {key: record.get(key) for key in asked}:
+            raise UserError(f"{output} line {number} does not answer row {number} of the input: give another output")
+    file.truncate(sum(map(len, lines)))
+    return len(lines)
 
 
 def _lock(file: FileIO, output: Path) -> None:

@@ -13,10 +13,12 @@ from safetensors import torch as safetensors
 
 from lit_reduce.errors import UserError
 from lit_reduce.files import PathLike
+from lit_reduce.options import with_current_names
 from lit_reduce.plugin import hub
 from lit_reduce.plugin.checks import check_backbone
 from lit_reduce.plugin.format import CONFIG, FILES, WEIGHTS, BackboneId, PluginConfig, brief, read_config, warn_dropped
 from lit_reduce.reducer import Reducer, available, create, find
+from lit_reduce.registry import plugin_folders
 
 
 def load_plugin(
@@ -28,7 +30,8 @@ def load_plugin(
     """Load a plug-in from a folder or from the hub; no code of it is executed.
 
     Args:
-        path_or_hub_id: An existing folder, or else ``owner/name`` on the hub.
+        path_or_hub_id: An existing folder, ``REFERENCE/PLUGIN`` of an installed package (`lit_reduce.registry`), or
+            ``owner/name`` on the hub.
         revision: Branch, tag or commit on the hub.
         backbone: The backbone that it will serve; None skips the comparison.
         local_files_only: Use files that were downloaded earlier and contact no server.
@@ -73,10 +76,8 @@ def open_reducer(
     if isinstance(named, str) and "/" not in name:
         if name in available():
             if find(name).trained:
-                raise UserError(
-                    f"reducer {name} must be trained: give the folder or hub id of a plug-in, as "
-                    f"checkpoints/pocket/{name}"
-                )
+                shipped = next((known for known in plugin_folders() if known.endswith(f"/{name}")), f"FOLDER/{name}")
+                raise UserError(f"reducer {name} must be trained: give the folder or hub id of a plug-in, as {shipped}")
             return create(name, **(options or {})).eval(), None
         if not Path(name).exists():
             find(name)  # raises, with the nearest name
@@ -108,7 +109,8 @@ def _locate(place: PathLike, revision: str | None, local_files_only: bool) -> Pa
         raise UserError(f"{place} is a file; give the folder of the plug-in")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(place)):
         raise UserError(f"no plug-in at {place}: there is no such folder, and it is no hub id of the form owner/name")
-    return hub.download(str(place), FILES, revision, local_files_only)
+    shipped = None if revision is not None else plugin_folders().get(str(place))
+    return shipped or hub.download(str(place), FILES, revision, local_files_only)
 
 
 def _read_weights(folder: Path, config: PluginConfig) -> dict[str, torch.Tensor]:
@@ -125,8 +127,7 @@ def _read_weights(folder: Path, config: PluginConfig) -> dict[str, torch.Tensor]
 def _build(folder: Path, config: PluginConfig, state: dict[str, torch.Tensor]) -> Reducer:
     cls = find(config.reducer)
     fields = dataclasses.fields(cls.config_class)
-    renamed = {entry.metadata["was"]: entry.name for entry in fields if "was" in entry.metadata}
-    config.options = {renamed.get(key, key): value for key, value in config.options.items()}
+    config.options = with_current_names(cls.config_class, config.options)
     known = {entry.name for entry in fields}
     options = {key: value for key, value in config.options.items() if key in known}
     warn_dropped(set(config.options) - known, folder / CONFIG)

@@ -1,7 +1,7 @@
 """ATP-LLaVA: adaptive pruning between decoder layers, with a token count per image and instruction."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from lit_reduce.ops.thresholds import (
     max_normalize,
     ragged_topk,
 )
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Course, Reduction, VisualTokens
 
@@ -27,34 +28,26 @@ EDGE = 1e-3
 SHUT = 1e-3  # tokens with a smaller mask are left out in training
 
 
-def _sites() -> list[float]:
-    return [0.125, 0.4375, 0.75]
-
-
 @dataclass
 class ATPConfig(ReducerConfig):
     """Stages, size and loss weights of `ATP`."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the backbone's visual tokens; set when training"})
-    sites: list[float] = field(
-        default_factory=_sites, metadata={"help": "where, as parts of the depth (4, 14, 24 of 32); 0: before layer 0"}
+    hidden_size: int = option(0, "width of the backbone's visual tokens; set when training", min=0)
+    sites: list[float] = option(
+        [0.125, 0.4375, 0.75],
+        "where, as parts of the depth (4, 14, 24 of 32); 0: before layer 0",
+        min=0,
+        below=1,
+        min_items=1,
     )
-    width: int = field(default=64, metadata={"help": "width inside each head"})
-    cross: str = field(
-        default="text", metadata={"help": "whose attention is the cross-modal score", "choices": ("text", "last")}
-    )
-    residual: bool = field(default=True, metadata={"help": "whether a learned map of the tokens weighs their scores"})
-    adaptive: bool = field(
-        default=True, metadata={"help": "whether thresholds decide, and keep is met on average only"}
-    )
-    lean: float = field(
-        default=1.0, metadata={"help": "how much more stays at the first site where words look at more; 0: no more"}
-    )
-    target: float = field(default=2.0, metadata={"help": "weight of the gap between mean count and budget"})
-    deep: float = field(default=0.0, metadata={"help": "weight of the tokens left at each site, the later the more"})
-    softness: list[float] = field(
-        default_factory=lambda: [0.3, 0.02], metadata={"help": "of the mask when training begins and ends"}
-    )
+    width: int = option(64, "width inside each head", min=1)
+    cross: str = option("text", "whose attention is the cross-modal score", choices=("text", "last"))
+    residual: bool = option(True, "whether a learned map of the tokens weighs their scores")
+    adaptive: bool = option(True, "whether thresholds decide, and keep is met on average only")
+    lean: float = option(1.0, "how much more stays at the first site where words look at more; 0: no more", min=0)
+    target: float = option(2.0, "weight of the gap between mean count and budget", min=0)
+    deep: float = option(0.0, "weight of the tokens left at each site, the later the more", min=0)
+    softness: list[float] = option([0.3, 0.02], "of the mask when training begins and ends", above=0, min_items=2)
 
 
 @register
@@ -93,14 +86,13 @@ class ATP(Reducer):
     adaptive_count = True
     paper = "ATP-LLaVA, arXiv 2412.00447"
     config_class = ATPConfig
+    smallest = ATPConfig(width=8)
 
     def __init__(self, config: ATPConfig | None = None) -> None:
         super().__init__(config)
         chosen = self.config
-        if not chosen.sites or not all(0 <= share < 1 for share in chosen.sites):
-            raise UserError(f"atp: sites={chosen.sites}: give parts of the depth from 0 to below 1")
-        if len(chosen.softness) != 2 or min(chosen.softness) <= 0:
-            raise UserError(f"atp: softness={chosen.softness}: give the first and the last, both above 0")
+        if len(chosen.softness) != 2:
+            raise UserError(f"atp: softness={chosen.softness}: give the first and the last")
         if chosen.cross == "last":
             self.signals = self.signals - {"text_rows"} | {"last"}
         self.heads = nn.ModuleList(Head(chosen.width) for _ in chosen.sites)

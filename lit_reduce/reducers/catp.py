@@ -1,9 +1,10 @@
 """CATP, first stage: coverage of the image plus relevance to the prompt."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lit_reduce.ops.greedy import coverage
 from lit_reduce.ops.similarity import cosine, to_float32
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -12,7 +13,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class CATPConfig(ReducerConfig):
     """Settings of `CATP`."""
 
-    relevance: float = field(default=0.7, metadata={"help": "weight of a token's similarity to the words"})
+    relevance: float = option(0.7, "weight of a token's similarity to the words")
 
 
 @register

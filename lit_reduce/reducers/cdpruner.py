@@ -1,11 +1,12 @@
 """CDPruner: a determinantal point process that selects diverse and relevant tokens."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lit_reduce.ops.greedy import dpp_greedy
 from lit_reduce.ops.modifiers import min_max
 from lit_reduce.ops.scorers import text_relevance
 from lit_reduce.ops.similarity import cosine
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -14,13 +15,8 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class CDPrunerConfig(ReducerConfig):
     """Settings of `CDPruner`."""
 
-    theta: float = field(
-        default=-1.0, metadata={"help": "weight of relevance in [0, 1): exp(r theta / 2 (1 - theta)); negative for r"}
-    )
-    parity: str = field(
-        default="paper",
-        metadata={"help": "official turns the relevance round", "choices": ("paper", "official")},
-    )
+    theta: float = option(-1.0, "weight of relevance in [0, 1): exp(r theta / 2 (1 - theta)); negative for r")
+    parity: str = option("paper", "official turns the relevance round", choices=("paper", "official"))
 
 
 @register

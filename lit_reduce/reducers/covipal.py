@@ -1,12 +1,13 @@
 """CoViPAL: a small predictor scores image tokens from the image and the prompt."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
@@ -17,16 +18,15 @@ PACE = 10.0  # factor on the summary parameters, which must reach the norm of to
 class CoViPALConfig(ReducerConfig):
     """Size of the predictor."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the backbone's visual tokens; set when training"})
-    width: int = field(default=96, metadata={"help": "width inside the predictor"})
-    layers: int = field(default=2, metadata={"help": "blocks of image self-attention, image-to-prompt attention, MLP"})
-    heads: int = field(default=4, metadata={"help": "attention heads of each block"})
-    summary: int = field(
-        default=0,
-        metadata={
-            "help": "tokens that stand for all that is dropped, within the budget; 0 for none, as in the paper",
-            "was": "rest",
-        },
+    hidden_size: int = option(0, "width of the backbone's visual tokens; set when training", min=0)
+    width: int = option(96, "width inside the predictor", min=1)
+    layers: int = option(2, "blocks of image self-attention, image-to-prompt attention, MLP", min=0)
+    heads: int = option(4, "attention heads of each block", min=1)
+    summary: int = option(
+        0,
+        "tokens that stand for all that is dropped, within the budget; 0 for none, as in the paper",
+        min=0,
+        was="rest",
     )
 
 
@@ -52,18 +52,17 @@ class CoViPAL(ScoringReducer):
     trained = True
     paper = "CoViPAL, arXiv 2508.17243"
     config_class = CoViPALConfig
+    smallest = CoViPALConfig(width=12, layers=1, heads=3)
 
     def __init__(self, config: CoViPALConfig | None = None) -> None:
         super().__init__(config)
         size, width = self.config.hidden_size, self.config.width
-        if min(width, self.config.heads) < 1 or width % self.config.heads:
+        if width % self.config.heads:
             raise UserError(f"covipal: width={width} must be a multiple of heads={self.config.heads}")
         self.enter = nn.Linear(size, width, bias=False)
         self.normal = nn.RMSNorm(size, eps=1e-6)
         self.kinds = nn.Parameter(torch.zeros(2, width))
         self.blocks = nn.ModuleList(Block(width, self.config.heads) for _ in range(self.config.layers))
-        if self.config.summary < 0:
-            raise UserError(f"covipal: summary={self.config.summary}: give 0 or more")
         if self.config.summary:
             self.kind = "resample"
             # Named as in the weights that are shipped.

@@ -1,12 +1,13 @@
 """DART: keep a few pivot tokens and the tokens least similar to them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from lit_reduce.ops.scorers import key_norm
 from lit_reduce.ops.selectors import least_similar, ranks
 from lit_reduce.ops.similarity import cosine, gather_tokens
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -15,8 +16,8 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class DartConfig(ReducerConfig):
     """Settings of `Dart`."""
 
-    image_pivots: int = field(default=4, metadata={"help": "pivots among the visual tokens; they stay"})
-    text_pivots: int = field(default=4, metadata={"help": "pivots among the prompt's tokens"})
+    image_pivots: int = option(4, "pivots among the visual tokens; they stay", min=0)
+    text_pivots: int = option(4, "pivots among the prompt's tokens", min=0)
 
 
 @register

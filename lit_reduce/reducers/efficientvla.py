@@ -1,11 +1,12 @@
 """EfficientVLA's token selector: task-relevant tokens, and diverse ones beside them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from lit_reduce.ops.selectors import ranks, true_indices
 from lit_reduce.ops.similarity import cosine, gather_tokens
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -14,9 +15,9 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class EfficientVLAConfig(ReducerConfig):
     """Settings of `EfficientVLA`."""
 
-    layer: float = field(default=0.0625, metadata={"help": "where, as share of the depth (2 of 32)"})
-    key: int = field(default=4, metadata={"help": "key tokens, the most attended"})
-    alpha: float = field(default=0.5, metadata={"help": "share of the others that goes by attention too"})
+    layer: float = option(0.0625, "where, as share of the depth (2 of 32)")
+    key: int = option(4, "key tokens, the most attended", min=0)
+    alpha: float = option(0.5, "share of the others that goes by attention too", min=0, max=1)
 
 
 @register

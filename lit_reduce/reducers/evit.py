@@ -1,11 +1,12 @@
 """EViT: drop the patches with the least CLS attention at three blocks of the vision tower."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from lit_reduce.ops.selectors import topk_sorted
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -14,9 +15,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class EViTConfig(ReducerConfig):
     """Treatment of dropped tokens."""
 
-    fuse: bool = field(
-        default=False, metadata={"help": "sum those that go, weighted by attention, into one more token"}
-    )
+    fuse: bool = option(False, "sum those that go, weighted by attention, into one more token")
 
 
 @register

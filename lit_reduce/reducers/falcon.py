@@ -1,6 +1,6 @@
 """FALCON: register tokens that pass through the frozen vision tower beside the patches and replace them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lit_reduce.errors import UserError
 from lit_reduce.ops.mergers import average_pool
 from lit_reduce.ops.similarity import rms_normalize
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -20,16 +21,16 @@ EVEN = 64  # number of cells at which the size-dependent part of the offset is z
 class FalconConfig(ReducerConfig):
     """Where registers enter the tower, and the ranks of their updates."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the backbone's visual tokens; set when training"})
-    vision_hidden_size: int = field(default=0, metadata={"help": "width of the vision tower; set when training"})
-    blocks: int = field(default=6, metadata={"help": "blocks of the vision tower up to the one before the projector"})
-    start: float = field(default=0.34, metadata={"help": "share of the blocks that patches pass before registers join"})
-    table: int = field(default=8, metadata={"help": "rows and columns of the tables that give a cell its delta"})
-    rank: int = field(default=16, metadata={"help": "of the updates of queries, keys, values, output and MLP; 0: none"})
-    projector_rank: int = field(default=128, metadata={"help": "of what registers add behind the projector; 0: none"})
-    mix: float = field(default=0.0, metadata={"help": "share of the projected register in a token before training"})
-    reatten: int = field(default=32, metadata={"help": "width of the attention between tiles of an image; 0: none"})
-    heads: int = field(default=4, metadata={"help": "heads of the attention between tiles"})
+    hidden_size: int = option(0, "width of the backbone's visual tokens; set when training", min=0)
+    vision_hidden_size: int = option(0, "width of the vision tower; set when training", min=0)
+    blocks: int = option(23, "blocks of the vision tower up to the one before the projector", min=1)
+    start: float = option(0.34, "share of the blocks that patches pass before registers join", min=0, below=1)
+    table: int = option(8, "rows and columns of the tables that give a cell its delta", min=1)
+    rank: int = option(16, "of the updates of queries, keys, values, output and MLP; 0: none", min=0)
+    projector_rank: int = option(128, "of what registers add behind the projector; 0: none", min=0)
+    mix: float = option(0.0, "share of the projected register in a token before training")
+    reatten: int = option(32, "width of the attention between tiles of an image; 0: none", min=0)
+    heads: int = option(4, "heads of the attention between tiles", min=1)
 
 
 @register
@@ -57,15 +58,12 @@ class Falcon(Reducer):
     warmup_target = "tokens"
     paper = "FALCON, arXiv 2501.16297"
     config_class = FalconConfig
+    smallest = FalconConfig(table=3, rank=2, projector_rank=4, reatten=0)
 
     def __init__(self, config: FalconConfig | None = None) -> None:
         super().__init__(config)
         c = self.config
-        if c.blocks < 1 or c.table < 1 or min(c.rank, c.projector_rank, c.reatten) < 0:
-            raise UserError(f"falcon: blocks={c.blocks} and table={c.table} must be 1 or more, ranks 0 or more")
-        if not 0 <= c.start < 1:
-            raise UserError(f"falcon: start={c.start} must be a share of the blocks, 0 or more and below 1")
-        if c.reatten and (c.heads < 1 or c.reatten % c.heads):
+        if c.reatten % c.heads:
             raise UserError(f"falcon: reatten={c.reatten} must be a multiple of heads={c.heads}")
         width = c.vision_hidden_size
         self.place = nn.Parameter(torch.zeros(width, c.table, c.table))

@@ -1,10 +1,11 @@
 """FastV: prune in an early decoder layer by the attention of the prompt's last token."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lit_reduce.errors import UserError
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
@@ -13,9 +14,8 @@ from lit_reduce.tokens import VisualTokens
 class FastVConfig(ReducerConfig):
     """Layer at which FastV prunes."""
 
-    layer: float = field(
-        default=2,
-        metadata={"help": "drop before this decoder layer: a number (2), or a part of the depth below 1 (0.25)"},
+    layer: float = option(
+        2, "drop before this decoder layer: a number (2), or a part of the depth below 1 (0.25)", above=0
     )
 
 
@@ -36,7 +36,7 @@ class FastV(ScoringReducer):
 
     def __init__(self, config: FastVConfig | None = None) -> None:
         super().__init__(config)
-        if self.config.layer <= 0 or (self.config.layer >= 1 and self.config.layer != int(self.config.layer)):
+        if self.config.layer >= 1 and self.config.layer != int(self.config.layer):
             raise UserError(f"fastv: layer={self.config.layer}: give a layer from 1 on, or a part of the depth below 1")
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:  # noqa: ARG002

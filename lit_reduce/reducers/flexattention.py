@@ -1,6 +1,6 @@
 """FlexAttention: a pooled image enters the language model, and attention to selected full tokens is added later."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from lit_reduce.ops.attention import attend, join_softmax
 from lit_reduce.ops.mergers import nearest
 from lit_reduce.ops.regression import Map
 from lit_reduce.ops.similarity import gather_tokens, rms_normalize
+from lit_reduce.options import option
 from lit_reduce.recall import AttentionRecall, RecallReducer, layers_from
 from lit_reduce.reducer import ReducerConfig, create, find, register
 from lit_reduce.tokens import Reduction, VisualTokens
@@ -22,21 +23,16 @@ GAIN = 20.0  # factor on the gate parameters, which must move further than weigh
 class FlexAttentionConfig(ReducerConfig):
     """Reducer of the sequence, layers that recall, and selection of the recalled tokens."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the backbone's visual tokens; set when training"})
-    depth: int = field(default=0, metadata={"help": "layers of the language model; set when training"})
-    key_size: int = field(
-        default=0, metadata={"help": "width of a layer's keys over all groups of heads; 0: that of its tokens"}
+    hidden_size: int = option(0, "width of the backbone's visual tokens; set when training", min=0)
+    depth: int = option(0, "layers of the language model; set when training", min=0)
+    key_size: int = option(0, "width of a layer's keys over all groups of heads; 0: that of its tokens", min=0)
+    short: str = option("pool", "the training-free reducer that makes the short stream")
+    first: float = option(
+        0.28, "the first layer that looks back: a number (9), or a part of the depth below 1", above=0
     )
-    short: str = field(default="pool", metadata={"help": "the training-free reducer that makes the short stream"})
-    first: float = field(
-        default=0.28, metadata={"help": "the first layer that looks back: a number (9), or a part of the depth below 1"}
-    )
-    rank: int = field(default=32, metadata={"help": "width of the trunk that all keys and values go through"})
-    threshold: float = field(
-        default=48 / 255,
-        metadata={"help": "look at what gets more attention than this, from the least (0) to most (1)"},
-    )
-    share: float = field(default=0.0, metadata={"help": "above 0: look at exactly this share of the picture instead"})
+    rank: int = option(32, "width of the trunk that all keys and values go through", min=1)
+    threshold: float = option(0.188, "look at what gets more attention than this, from the least (0) to most (1)")
+    share: float = option(0.0, "above 0: look at exactly this share of the picture instead", min=0, max=1)
 
 
 @register
@@ -62,14 +58,13 @@ class FlexAttention(RecallReducer):
     warmup_target = "keys"
     paper = "FlexAttention, arXiv 2407.20228"
     config_class = FlexAttentionConfig
+    smallest = FlexAttentionConfig(rank=3)
 
     def __init__(self, config: FlexAttentionConfig | None = None) -> None:
         super().__init__(config)
         c = self.config
-        if c.first <= 0 or (c.first >= 1 and c.first != int(c.first)):
+        if c.first >= 1 and c.first != int(c.first):
             raise UserError(f"flexattention: first={c.first}: give a layer from 1 on, or a part of the depth below 1")
-        if c.rank < 1 or not 0 <= c.share <= 1:
-            raise UserError(f"flexattention: rank={c.rank}, share={c.share}: a rank from 1 on, a share from 0 to 1")
         if find(c.short).trained or find(c.short).site != "projector":
             raise UserError(f"flexattention: short={c.short} must be training-free and act at the projector")
         self.short = create(c.short)

@@ -1,11 +1,12 @@
 """FlowCut: prune in every second block of the vision tower by the information flow into CLS."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lit_reduce.ops.scorers import information_flow
 from lit_reduce.ops.similarity import to_float32
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
@@ -14,8 +15,8 @@ from lit_reduce.tokens import VisualTokens
 class FlowCutConfig(ReducerConfig):
     """Settings of `FlowCut`."""
 
-    pace: float = field(default=0.5, metadata={"help": "how fast tokens go, in (0, 1]; 1 drops most in early blocks"})
-    heads: int = field(default=1, metadata={"help": "attention heads that values fall in (CLIP-L has 16)"})
+    pace: float = option(0.5, "how fast tokens go, in (0, 1]; 1 drops most in early blocks", above=0, max=1)
+    heads: int = option(1, "attention heads that values fall in (CLIP-L has 16)", min=1)
 
 
 @register

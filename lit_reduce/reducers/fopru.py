@@ -1,10 +1,11 @@
 """FoPru: prune by the attention that tokens receive in the vision tower."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lit_reduce.ops.selectors import row_topk
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -13,9 +14,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class FoPruConfig(ReducerConfig):
     """Settings of `FoPru`."""
 
-    strategy: str = field(
-        default="rank", metadata={"help": "rank: the best tokens; row: the best rows", "choices": ("rank", "row")}
-    )
+    strategy: str = option("rank", "rank: the best tokens; row: the best rows", choices=("rank", "row"))
 
 
 @register

@@ -1,10 +1,11 @@
 """Fourier-VLM: low-pass filter of the token grid."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lit_reduce.ops.cells import cells, lattice
 from lit_reduce.ops.resample import resample, resample_weights
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -13,12 +14,10 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class FourierConfig(ReducerConfig):
     """Settings of `FourierReducer`."""
 
-    parity: str = field(
-        default="paper",
-        metadata={
-            "help": "official leaves the amplitudes of the cut orthonormal transform, sqrt(N / K) too large",
-            "choices": ("paper", "official"),
-        },
+    parity: str = option(
+        "paper",
+        "official leaves the amplitudes of the cut orthonormal transform, sqrt(N / K) too large",
+        choices=("paper", "official"),
     )
 
 

@@ -1,6 +1,6 @@
 """GlobalCom2: the overview of a tiled image allocates the budget of its crops and contributes to their scores."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from lit_reduce.ops.budgets import largest_remainder
 from lit_reduce.ops.modifiers import unit_length
 from lit_reduce.ops.selectors import share_topk, true_indices
 from lit_reduce.ops.tiles import regions, tiling
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -18,10 +19,8 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class GlobalCom2Config(ReducerConfig):
     """Settings of `GlobalCom2`."""
 
-    temperature: float = field(default=10.0, metadata={"help": "divides a crop's importance before the softmax"})
-    overview: str = field(
-        default="first", metadata={"help": "which tile is the overview", "choices": ("first", "last")}
-    )
+    temperature: float = option(10.0, "divides a crop's importance before the softmax", above=0)
+    overview: str = option("first", "which tile is the overview", choices=("first", "last"))
 
 
 @register

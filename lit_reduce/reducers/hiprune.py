@@ -1,11 +1,12 @@
 """HiPrune: most attended tokens of a middle tower layer, their neighbours, and most attended ones of a deep layer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lit_reduce.ops.modifiers import with_neighbours
 from lit_reduce.ops.selectors import ranks, topk_sorted
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -14,14 +15,9 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class HiPruneConfig(ReducerConfig):
     """Settings of `HiPrune`."""
 
-    layer: str = field(
-        default="0.35", metadata={"help": "middle layer of the tower: an index, or a share of the depth (8 of 24)"}
-    )
-    alpha: float = field(default=0.1, metadata={"help": "share of the budget for anchors with their four neighbours"})
-    parity: str = field(
-        default="paper",
-        metadata={"help": "official lets neighbours run over the end of a row", "choices": ("paper", "official")},
-    )
+    layer: str = option("0.35", "middle layer of the tower: an index, or a share of the depth (8 of 24)")
+    alpha: float = option(0.1, "share of the budget for anchors with their four neighbours", min=0, max=1)
+    parity: str = option("paper", "official lets neighbours run over the end of a row", choices=("paper", "official"))
 
 
 @register

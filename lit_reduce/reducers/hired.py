@@ -1,6 +1,6 @@
 """HiRED: distribute one budget over all tiles by the attention in the overview."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from lit_reduce.ops.adaptive import ragged_indices
 from lit_reduce.ops.budgets import largest_remainder
 from lit_reduce.ops.selectors import ranks, share_topk, true_indices
 from lit_reduce.ops.tiles import Tiling, regions, tiling
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -18,16 +19,12 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class HiREDConfig(ReducerConfig):
     """Settings of `HiRED`."""
 
-    alpha: float = field(default=0.5, metadata={"help": "share of the budget for the overview"})
-    overview: str = field(
-        default="first", metadata={"help": "which tile is the overview", "choices": ("first", "last")}
-    )
-    parity: str = field(
-        default="paper",
-        metadata={
-            "help": "official cuts the overview into stripes instead of crops, and loses what rounding leaves over",
-            "choices": ("paper", "official"),
-        },
+    alpha: float = option(0.5, "share of the budget for the overview", min=0, max=1)
+    overview: str = option("first", "which tile is the overview", choices=("first", "last"))
+    parity: str = option(
+        "paper",
+        "official cuts the overview into stripes instead of crops, and loses what rounding leaves over",
+        choices=("paper", "official"),
     )
 
 

@@ -1,12 +1,13 @@
 """MMTok: the subset of tokens that best covers the prompt and the image."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from lit_reduce.ops.greedy import coverage
 from lit_reduce.ops.scorers import text_coverage
 from lit_reduce.ops.similarity import cosine
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -15,9 +16,9 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class MMTokConfig(ReducerConfig):
     """Settings of `MMTok`."""
 
-    alpha: float = field(default=0.5, metadata={"help": "weight of covering the picture; 0 covers the text alone"})
-    text_temperature: float = field(default=0.02, metadata={"help": "sharpness of text rows; smaller is sharper"})
-    image_temperature: float = field(default=0.2, metadata={"help": "sharpness of picture rows"})
+    alpha: float = option(0.5, "weight of covering the picture; 0 covers the text alone")
+    text_temperature: float = option(0.02, "sharpness of text rows; smaller is sharper", above=0)
+    image_temperature: float = option(0.2, "sharpness of picture rows", above=0)
 
 
 @register

@@ -1,6 +1,6 @@
 """p-MoD: mixture of depths, where a router in each layer selects the visual tokens that the layer processes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.ops.budgets import cosine_decay, even_shares
 from lit_reduce.ops.selectors import share_topk, true_indices
 from lit_reduce.ops.similarity import rms_normalize
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -18,26 +19,22 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class ModConfig(ReducerConfig):
     """Schedule and weighting of the routers."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the language model; set when training"})
-    depth: int = field(default=0, metadata={"help": "layers of the language model; set when training"})
-    schedule: str = field(
-        default="decay",
-        metadata={
-            "help": "decay: fewer tokens layer by layer (p-MoD); constant: as many at each; alternate: as many at "
-            "every other layer, all of them between (VideoLLM-MoD)",
-            "choices": ("decay", "constant", "alternate"),
-        },
+    hidden_size: int = option(0, "width of the language model; set when training", min=0)
+    depth: int = option(0, "layers of the language model; set when training", min=0)
+    schedule: str = option(
+        "decay",
+        "decay: fewer tokens layer by layer (p-MoD); constant: as many at each; alternate: as many at "
+        "every other layer, all of them between (VideoLLM-MoD)",
+        choices=("decay", "constant", "alternate"),
     )
-    weight: str = field(
-        default="tanh",
-        metadata={
-            "help": "what a router's logit x makes of a layer: tanh: 1 + alpha tanh(x); sigmoid: 2 sigmoid(x)",
-            "choices": ("tanh", "sigmoid"),
-        },
+    weight: str = option(
+        "tanh",
+        "what a router's logit x makes of a layer: tanh: 1 + alpha tanh(x); sigmoid: 2 sigmoid(x)",
+        choices=("tanh", "sigmoid"),
     )
-    alpha: float = field(default=0.05, metadata={"help": "reach of the tanh weight; p-MoD has 0.2"})
-    symmetric: bool = field(default=True, metadata={"help": "weigh the tokens that pass a layer by as well (p-MoD)"})
-    per_frame: bool = field(default=False, metadata={"help": "choose evenly in each frame of a video (VideoLLM-MoD)"})
+    alpha: float = option(0.05, "reach of the tanh weight; p-MoD has 0.2", min=0, below=1)
+    symmetric: bool = option(True, "weigh the tokens that pass a layer by as well (p-MoD)")
+    per_frame: bool = option(False, "choose evenly in each frame of a video (VideoLLM-MoD)")
 
 
 @register
@@ -65,11 +62,10 @@ class Mod(ScoringReducer):
     warmup_target = "layers"
     paper = "p-MoD, arXiv 2412.04449"
     config_class = ModConfig
+    smallest = ModConfig()
 
     def __init__(self, config: ModConfig | None = None) -> None:
         super().__init__(config)
-        if not 0 <= self.config.alpha < 1:
-            raise UserError(f"{self.name}: alpha={self.config.alpha}: give 0 to less than 1")
         self.routers = nn.Parameter(torch.zeros(self.config.depth, self.config.hidden_size))
         self.bias = nn.Parameter(torch.zeros(self.config.depth))
 
@@ -116,7 +112,7 @@ class Mod(ScoringReducer):
 
 def _instead(name: str, default: Any) -> Any:
     """The field of `ModConfig` with another default."""
-    return field(default=default, metadata=ModConfig.__dataclass_fields__[name].metadata)
+    return option(default, **ModConfig.__dataclass_fields__[name].metadata)
 
 
 @dataclass
@@ -142,3 +138,4 @@ class VideoLLMMod(Mod):
     name = "videollm_mod"
     paper = "VideoLLM-MoD, arXiv 2408.16730"
     config_class = VideoLLMModConfig
+    smallest = VideoLLMModConfig()

@@ -1,7 +1,7 @@
 """MustDrop: merge uniform windows in the vision tower, and prune by the attention of the text in the decoder."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from lit_reduce.ops.budgets import geometric_schedule
 from lit_reduce.ops.mergers import mean_pairwise_cosine, merge_mean, to_assignment, windows
 from lit_reduce.ops.selectors import ranks, true_indices
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -17,7 +18,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class MustDropConfig(ReducerConfig):
     """Settings of `MustDrop`."""
 
-    window: int = field(default=3, metadata={"help": "tokens on a side of a window"})
+    window: int = option(3, "tokens on a side of a window", min=1)
 
 
 @register
@@ -73,12 +74,10 @@ class MustDrop(Reducer):
 class MustDropPrefillConfig(ReducerConfig):
     """Settings of `MustDropPrefill`."""
 
-    layers: str = field(default="0.0625,0.1875,0.46875", metadata={"help": "where, as shares of the depth (2, 6, 15)"})
-    mean_threshold: float = field(default=0.001, metadata={"help": "least share of all attention that the words pay"})
-    max_threshold: float = field(default=0.001, metadata={"help": "least attention that one word pays"})
-    key_share: float = field(
-        default=0.08, metadata={"help": "share of the image that is never dropped, by CLS attention"}
-    )
+    layers: str = option("0.0625,0.1875,0.46875", "where, as shares of the depth (2, 6, 15)")
+    mean_threshold: float = option(0.001, "least share of all attention that the words pay")
+    max_threshold: float = option(0.001, "least attention that one word pays")
+    key_share: float = option(0.08, "share of the image that is never dropped, by CLS attention", min=0, max=1)
 
 
 @register

@@ -1,8 +1,9 @@
 """Base class of modifiers, which wrap any other reducer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, create
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -11,10 +12,8 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class OnTopConfig(ReducerConfig):
     """Settings of every modifier."""
 
-    on: str = field(
-        default="fastervlm", metadata={"help": "the reducer beneath; modifiers before it, joined by +: centre+divprune"}
-    )
-    options: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of the reducer beneath"})
+    on: str = option("fastervlm", "the reducer beneath; modifiers before it, joined by +: centre+divprune")
+    options: dict[str, Any] = option({}, "settings of the reducer beneath")
 
 
 class OnTop(Reducer):

@@ -1,6 +1,6 @@
 """TokenPacker: pooled tokens that cross-attend to the region they were pooled from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.ops.cells import members
 from lit_reduce.ops.mergers import average_pool
 from lit_reduce.ops.similarity import rms_normalize
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -18,15 +19,14 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class PackerConfig(ReducerConfig):
     """Size of the attention, and further inputs."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the backbone's visual tokens; set when training"})
-    vision_hidden_size: int = field(default=0, metadata={"help": "width of the vision tower; set when training"})
-    width: int = field(default=128, metadata={"help": "width of the attention from points to regions"})
-    heads: int = field(default=4, metadata={"help": "attention heads"})
-    levels: list[float] = field(
-        default_factory=list,
-        metadata={"help": "layers of the vision tower that points read too: 3, -2, or 0.5 for a share of the depth"},
+    hidden_size: int = option(0, "width of the backbone's visual tokens; set when training", min=0)
+    vision_hidden_size: int = option(0, "width of the vision tower; set when training", min=0)
+    width: int = option(128, "width of the attention from points to regions", min=1)
+    heads: int = option(4, "attention heads", min=1)
+    levels: list[float] = option(
+        [], "layers of the vision tower that points read too: 3, -2, or 0.5 for a share of the depth"
     )
-    text: bool = field(default=False, metadata={"help": "let the prompt take part in what points look for (QueCC)"})
+    text: bool = option(False, "let the prompt take part in what points look for (QueCC)")
 
 
 @register
@@ -53,14 +53,13 @@ class Packer(Reducer):
     warmup_target = "tokens"
     paper = "TokenPacker, arXiv 2407.02392"
     config_class = PackerConfig
+    smallest = PackerConfig(width=12, heads=3, levels=[0.5], text=True)
 
     def __init__(self, config: PackerConfig | None = None) -> None:
         super().__init__(config)
         size, width, levels = self.config.hidden_size, self.config.width, self.config.levels
-        if min(width, self.config.heads) < 1 or width % self.config.heads:
+        if width % self.config.heads:
             raise UserError(f"packer: width={width} must be a multiple of heads={self.config.heads}")
-        if not isinstance(levels, list) or not all(type(layer) in (int, float) for layer in levels):
-            raise UserError(f"packer: levels={levels} must be a list of layers, such as [0.5, -1]")
         self.levels = [f"encoder@{layer}" for layer in levels]
         self.signals = frozenset([*self.levels, *(["text"] if self.config.text else [])])
         seen = size + len(levels) * self.config.vision_hidden_size

@@ -1,6 +1,6 @@
 """LLaVA-PruMerge and PruMerge+: keep outliers of CLS attention and merge similar tokens into them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from lit_reduce.ops.mergers import merge_attention
 from lit_reduce.ops.scorers import single_head_attention
 from lit_reduce.ops.selectors import ranks, true_indices
 from lit_reduce.ops.similarity import to_float32
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -18,10 +19,8 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class PruMergeConfig(ReducerConfig):
     """Settings of `PruMerge` and `PruMergePlus`."""
 
-    neighbours: int = field(default=32, metadata={"help": "tokens that each kept one takes in"})
-    adaptive: bool = field(
-        default=False, metadata={"help": "let the picture say how many stay, at most the budget: the paper's rule"}
-    )
+    neighbours: int = option(32, "tokens that each kept one takes in", min=0)
+    adaptive: bool = option(False, "let the picture say how many stay, at most the budget: the paper's rule")
 
 
 @register

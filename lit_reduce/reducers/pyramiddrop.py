@@ -1,10 +1,10 @@
 """PyramidDrop: drop visual tokens stage by stage, as deeper layers need fewer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from lit_reduce.errors import UserError
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
@@ -13,7 +13,7 @@ from lit_reduce.tokens import VisualTokens
 class PyramidDropConfig(ReducerConfig):
     """Number of stages."""
 
-    steps: int = field(default=3, metadata={"help": "how often tokens are dropped, at even distances over the depth"})
+    steps: int = option(3, "how often tokens are dropped, at even distances over the depth", min=1)
 
 
 @register
@@ -36,8 +36,6 @@ class PyramidDrop(ScoringReducer):
 
     def __init__(self, config: PyramidDropConfig | None = None) -> None:
         super().__init__(config)
-        if self.config.steps < 1:
-            raise UserError(f"pyramiddrop: steps={self.config.steps}: give 1 or more")
 
     def stages(self, depth: int, tokens: int, keep: int) -> dict[int, int]:
         """``steps`` stages; fewer if the decoder has too few layers."""

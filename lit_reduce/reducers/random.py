@@ -1,10 +1,11 @@
 """Random selection, a baseline."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
@@ -13,7 +14,7 @@ from lit_reduce.tokens import VisualTokens
 class RandomConfig(ReducerConfig):
     """Settings of `RandomReducer`."""
 
-    seed: int = field(default=0, metadata={"help": "which random choice"})
+    seed: int = option(0, "which random choice")
 
 
 @register

@@ -1,6 +1,6 @@
 """Vision Remember: inside the language model, each token of a reduced image attends to its own region again."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lit_reduce.errors import UserError
 from lit_reduce.ops.attention import grouped_attention
 from lit_reduce.ops.similarity import rms_normalize
+from lit_reduce.options import option
 from lit_reduce.recall import RecallReducer, TokenRecall
 from lit_reduce.reducer import ReducerConfig, find, register
 from lit_reduce.reducers.packer import tower_features
@@ -21,21 +22,19 @@ GAIN = 20.0  # factor on the gate parameters, which must move further than weigh
 class RememberConfig(ReducerConfig):
     """Inner reducer, layers that recall, and size of their attention."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the backbone's visual tokens; set when training"})
-    vision_hidden_size: int = field(default=0, metadata={"help": "width of the vision tower; set when training"})
-    depth: int = field(default=0, metadata={"help": "layers of the language model; set when training"})
-    short: str = field(default="packer", metadata={"help": "the reducer that makes the short stream: packer, pool"})
-    options: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of that reducer"})
-    layers: list[float] = field(
-        default_factory=lambda: [0.2, 0.5, 0.8],
-        metadata={"help": "before which decoder layers: numbers, or parts of the depth below 1"},
+    hidden_size: int = option(0, "width of the backbone's visual tokens; set when training", min=0)
+    vision_hidden_size: int = option(0, "width of the vision tower; set when training", min=0)
+    depth: int = option(0, "layers of the language model; set when training", min=0)
+    short: str = option("packer", "the reducer that makes the short stream: packer, pool")
+    options: dict[str, Any] = option({}, "settings of that reducer")
+    layers: list[float] = option(
+        [0.2, 0.5, 0.8], "before which decoder layers: numbers, or parts of the depth below 1", min_items=1
     )
-    levels: list[float] = field(
-        default_factory=lambda: [0.5, 0.75, -1],
-        metadata={"help": "layers of the vision tower that are read: 3, -2, or 0.5 for a share of the depth"},
+    levels: list[float] = option(
+        [0.5, 0.75, -1], "layers of the vision tower that are read: 3, -2, or 0.5 for a share of the depth", min_items=1
     )
-    width: int = field(default=64, metadata={"help": "width of the attention from tokens to regions"})
-    heads: int = field(default=4, metadata={"help": "attention heads"})
+    width: int = option(64, "width of the attention from tokens to regions", min=1)
+    heads: int = option(4, "attention heads", min=1)
 
 
 @register
@@ -56,15 +55,13 @@ class Remember(RecallReducer):
     trained = True
     paper = "Vision Remember, arXiv 2506.03928"
     config_class = RememberConfig
+    smallest = RememberConfig(width=12, heads=3, levels=[0.5, -1], options={"width": 12, "heads": 3})
 
     def __init__(self, config: RememberConfig | None = None) -> None:
         super().__init__(config)
         c = self.config
-        if min(c.width, c.heads) < 1 or c.width % c.heads:
+        if c.width % c.heads:
             raise UserError(f"remember: width={c.width} must be a multiple of heads={c.heads}")
-        for name, values in (("layers", c.layers), ("levels", c.levels)):
-            if not isinstance(values, list) or not values or not all(type(x) in (int, float) for x in values):
-                raise UserError(f"remember: {name}={values} must be a list of layers, such as [0.2, 0.5]")
         cls, options = find(c.short), dict(c.options)
         if cls.site != "projector" or cls.kind not in ("resample", "register"):
             raise UserError(f"remember: short={c.short} must make new tokens of regions at the projector: packer, pool")

@@ -1,6 +1,6 @@
 """RESTORE: merge the tokens that another reducer does not select, and record the sizes of merged tokens."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -8,6 +8,7 @@ from lit_reduce.ops.clusters import distinctive_tokens
 from lit_reduce.ops.mergers import merge_mean, to_assignment
 from lit_reduce.ops.selectors import true_indices
 from lit_reduce.ops.similarity import gather_tokens
+from lit_reduce.options import option
 from lit_reduce.reducer import register
 from lit_reduce.reducers.on_top import OnTop, OnTopConfig
 from lit_reduce.tokens import Reduction, VisualTokens
@@ -17,7 +18,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class RestoreConfig(OnTopConfig):
     """Settings of `Restore`."""
 
-    gamma: float = field(default=0.5, metadata={"help": "share of the budget that the reducer beneath selects"})
+    gamma: float = option(0.5, "share of the budget that the reducer beneath selects", min=0, max=1)
 
 
 @register

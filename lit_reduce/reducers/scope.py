@@ -1,10 +1,11 @@
 """SCOPE: facility location on tower features, weighted by CLS attention."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.greedy import coverage
 from lit_reduce.ops.similarity import cosine
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -13,11 +14,9 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class ScopeConfig(ReducerConfig):
     """Settings of `Scope`."""
 
-    alpha: float = field(default=1.0, metadata={"help": "power of the saliency"})
-    mode: str = field(
-        default="times", metadata={"help": "how saliency joins the coverage gain", "choices": ("times", "plus")}
-    )
-    heads: int = field(default=0, metadata={"help": "attention heads of the tower, for mode=plus (CLIP-L has 16)"})
+    alpha: float = option(1.0, "power of the saliency")
+    mode: str = option("times", "how saliency joins the coverage gain", choices=("times", "plus"))
+    heads: int = option(0, "attention heads of the tower, for mode=plus (CLIP-L has 16)", min=0)
 
 
 @register

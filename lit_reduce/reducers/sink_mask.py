@@ -1,8 +1,9 @@
 """Masks attention sinks, as VAR defines them, from the attention that a reducer reads."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from lit_reduce.ops.modifiers import sinks
+from lit_reduce.options import option
 from lit_reduce.reducer import register
 from lit_reduce.reducers.on_top import OnTop, OnTopConfig
 from lit_reduce.tokens import Reduction, VisualTokens
@@ -14,10 +15,8 @@ ATTENTION = ("cls", "received", "last", "text_rows")  # signals whose last dimen
 class SinkMaskConfig(OnTopConfig):
     """Settings of `SinkMask`."""
 
-    threshold: float = field(default=20.0, metadata={"help": "a sink has an entry this many times its own rms"})
-    dims: str = field(
-        default="", metadata={"help": "entries that show sinks, joined by commas (2533,1415 in LLaMA-2-7B); empty: all"}
-    )
+    threshold: float = option(20.0, "a sink has an entry this many times its own rms")
+    dims: str = option("", "entries that show sinks, joined by commas (2533,1415 in LLaMA-2-7B); empty: all")
 
 
 @register

@@ -1,6 +1,6 @@
 """SparseVLM: attention of selected text tokens ranks visual tokens, and dropped tokens are merged into clusters."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -10,6 +10,7 @@ from lit_reduce.ops.mergers import merge_mean, to_assignment
 from lit_reduce.ops.scorers import rater_scores, text_raters
 from lit_reduce.ops.selectors import ranks, true_indices
 from lit_reduce.ops.similarity import gather_tokens
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -18,7 +19,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class SparseVLMConfig(ReducerConfig):
     """Settings of `SparseVLM`."""
 
-    layers: str = field(default="0.0625,0.1875,0.46875", metadata={"help": "where, as shares of the depth (2, 6, 15)"})
+    layers: str = option("0.0625,0.1875,0.46875", "where, as shares of the depth (2, 6, 15)")
 
 
 @register

@@ -1,12 +1,13 @@
 """ToMe: merge similar tokens in every block of the vision tower."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.matching import bipartite
 from lit_reduce.ops.mergers import merge_mean, to_assignment
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -15,9 +16,8 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class ToMeConfig(ReducerConfig):
     """Similarity metric."""
 
-    heads: int = field(
-        default=0,
-        metadata={"help": "the tower's heads, to compare by the mean of their keys as the paper does; 0: side by side"},
+    heads: int = option(
+        0, "the tower's heads, to compare by the mean of their keys as the paper does; 0: side by side", min=0
     )
 
 

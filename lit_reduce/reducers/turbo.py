@@ -1,10 +1,11 @@
 """Turbo: ToMe with a penalty on merging tokens that CLS attends to."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lit_reduce.ops.similarity import to_float32
+from lit_reduce.options import option
 from lit_reduce.reducer import register
 from lit_reduce.reducers.tome import ToMe, ToMeConfig
 from lit_reduce.tokens import VisualTokens
@@ -14,7 +15,7 @@ from lit_reduce.tokens import VisualTokens
 class TurboConfig(ToMeConfig):
     """Settings of `Turbo`."""
 
-    alpha: float = field(default=5.0, metadata={"help": "weight of attention against similarity, times 30"})
+    alpha: float = option(5.0, "weight of attention against similarity, times 30")
 
 
 @register

@@ -1,8 +1,9 @@
 """VisionDrop: pyramid pruning in the decoder by visual-to-visual attention, without the prompt."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lit_reduce.ops.budgets import geometric_schedule
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.reducers.visionzip import dominant_and_contextual
 from lit_reduce.tokens import Reduction, VisualTokens
@@ -12,7 +13,7 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class VisionDropConfig(ReducerConfig):
     """Settings of `VisionDrop`."""
 
-    layers: str = field(default="0.25,0.5,0.75", metadata={"help": "where, as shares of the depth (8, 16, 24 of 32)"})
+    layers: str = option("0.25,0.5,0.75", "where, as shares of the depth (8, 16, 24 of 32)")
 
 
 @register

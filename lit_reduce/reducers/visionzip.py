@@ -1,6 +1,6 @@
 """VisionZip: dominant tokens by CLS attention, and contextual tokens that merge the others."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from lit_reduce.ops.budgets import contextual_count
 from lit_reduce.ops.mergers import merge_mean, merge_sum, nearest, to_assignment
 from lit_reduce.ops.selectors import ranks, true_indices
 from lit_reduce.ops.similarity import gather_tokens, to_float32
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -18,13 +19,11 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class VisionZipConfig(ReducerConfig):
     """Settings of `VisionZip`."""
 
-    heads: int = field(default=1, metadata={"help": "heads to average keys over before comparing (CLIP-L has 16)"})
-    parity: str = field(
-        default="paper",
-        metadata={
-            "help": "official adds the mean of what a contextual token takes in to it: up to twice as long",
-            "choices": ("paper", "official"),
-        },
+    heads: int = option(1, "heads to average keys over before comparing (CLIP-L has 16)", min=1)
+    parity: str = option(
+        "paper",
+        "official adds the mean of what a contextual token takes in to it: up to twice as long",
+        choices=("paper", "official"),
     )
 
 

@@ -1,11 +1,12 @@
 """VisPruner: half of the tokens by attention, the other half by removing near-duplicates."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from lit_reduce.ops.selectors import ranks, thin_out
 from lit_reduce.ops.similarity import cosine
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -14,8 +15,8 @@ from lit_reduce.tokens import Reduction, VisualTokens
 class VisPrunerConfig(ReducerConfig):
     """Settings of `VisPruner`."""
 
-    important: float = field(default=0.5, metadata={"help": "share of the budget that goes by attention, in [0, 1]"})
-    step: int = field(default=8, metadata={"help": "near-duplicates dropped in a round"})
+    important: float = option(0.5, "share of the budget that goes by attention, in [0, 1]", min=0, max=1)
+    step: int = option(8, "near-duplicates dropped in a round", min=1)
 
 
 @register

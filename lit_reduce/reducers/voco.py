@@ -1,12 +1,13 @@
 """VoCo-LLaMA: learned tokens compress the image inside the language model, and the text attends only to them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
 from lit_reduce.ops.mergers import average_pool
+from lit_reduce.options import option
 from lit_reduce.reducer import Reducer, ReducerConfig, register
 from lit_reduce.tokens import Reduction, VisualTokens
 
@@ -17,15 +18,13 @@ PARTS = ("q", "k", "v", "o")  # linear maps of a layer's attention that have an 
 class VoCoConfig(ReducerConfig):
     """Number of learned tokens and rank of the updates."""
 
-    hidden_size: int = field(default=0, metadata={"help": "width of the language model; set when training"})
-    depth: int = field(default=0, metadata={"help": "layers of the language model; set when training"})
-    tokens: int = field(default=64, metadata={"help": "learned tokens; keep=K uses the first K of them"})
-    pooled: bool = field(
-        default=True, metadata={"help": "whether each begins as the mean of its part of the picture, and stands there"}
-    )
-    rank: int = field(default=32, metadata={"help": "rank of the updates of each layer's q, k, v and o; 0 for none"})
-    query_size: int = field(default=0, metadata={"help": "width of all queries together; 0: the hidden size"})
-    key_size: int = field(default=0, metadata={"help": "width of all keys together; 0: the hidden size"})
+    hidden_size: int = option(0, "width of the language model; set when training", min=0)
+    depth: int = option(0, "layers of the language model; set when training", min=0)
+    tokens: int = option(64, "learned tokens; keep=K uses the first K of them", min=1)
+    pooled: bool = option(True, "whether each begins as the mean of its part of the picture, and stands there")
+    rank: int = option(32, "rank of the updates of each layer's q, k, v and o; 0 for none", min=0)
+    query_size: int = option(0, "width of all queries together; 0: the hidden size", min=0)
+    key_size: int = option(0, "width of all keys together; 0: the hidden size", min=0)
 
 
 @register
@@ -51,12 +50,11 @@ class VoCo(Reducer):
     trained = True
     paper = "VoCo-LLaMA, arXiv 2406.12275"
     config_class = VoCoConfig
+    smallest = VoCoConfig(tokens=24, rank=2)
 
     def __init__(self, config: VoCoConfig | None = None) -> None:
         super().__init__(config)
         chosen = self.config
-        if chosen.tokens < 1 or chosen.rank < 0:
-            raise UserError(f"voco: tokens={chosen.tokens}, rank={chosen.rank}: give 1 or more, and 0 or more")
         self.tokens = nn.Parameter(0.02 * torch.randn(chosen.tokens, chosen.hidden_size))
         query, key = chosen.query_size or chosen.hidden_size, chosen.key_size or chosen.hidden_size
         sizes = {"q": (chosen.hidden_size, query), "k": (chosen.hidden_size, key), "v": (chosen.hidden_size, key)}

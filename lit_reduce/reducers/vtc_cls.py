@@ -1,10 +1,11 @@
 """VTC-CLS: CLS attention summed over several layers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lit_reduce.options import option
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, register
 from lit_reduce.tokens import VisualTokens
 
@@ -13,9 +14,9 @@ from lit_reduce.tokens import VisualTokens
 class VTCCLSConfig(ReducerConfig):
     """Settings of `VTCCLS`."""
 
-    layers: str = field(
-        default="0.68,0.72,0.76,0.80,0.845,0.885,0.925",
-        metadata={"help": "tower layers, as indices or shares of the depth; the default is 16 to 22 of 24"},
+    layers: str = option(
+        "0.68,0.72,0.76,0.80,0.845,0.885,0.925",
+        "tower layers, as indices or shares of the depth; the default is 16 to 22 of 24",
     )
 
 

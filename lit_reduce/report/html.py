@@ -1,4 +1,4 @@
-"""The comparison as one HTML file that needs nothing beside it: tables, plot and pictures inside."""
+"""The comparison as one self-contained HTML file, with tables, plot and pictures inside."""
 
 import base64
 import io
@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from lit_reduce.evaluate.evaluator import ALL_TOKENS
-from lit_reduce.report.accuracy import budgets, by_plan, failures, is_best, names, percent, span
+from lit_reduce.evaluate.results import ALL_TOKENS
+from lit_reduce.report.lookup import entries, failures, is_best, percent, ranked, span
 from lit_reduce.report.plots import plot
 
 STYLE = """
@@ -38,10 +38,10 @@ class Panel:
     """What one reducer kept of a picture, and what the model answered then.
 
     Attributes:
-        name: Of the reducer.
+        name: The reducer.
         image: The picture with the dropped tokens dimmed; None where it cannot be painted.
-        answer: The model's.
-        right: Whether it is an accepted one.
+        answer: The model's answer.
+        right: Whether the answer is an accepted one.
     """
 
     name: str
@@ -65,9 +65,9 @@ class Example:
     panels: list[Panel]
 
 
-def page(report: dict[str, Any], examples: Sequence[Example], shown_at: int | float) -> str:
-    """The page of a summary with some examples at the budget ``shown_at``."""
-    whole = by_plan(report)[ALL_TOKENS, None]
+def html_report(report: dict[str, Any], examples: Sequence[Example], shown_at: int | float) -> str:
+    """The HTML page of a summary, with some examples at the budget ``shown_at``."""
+    whole = entries(report)[ALL_TOKENS, None]
     title = f"Visual-token reducers on {report['backbone']}"
     all_tokens = f"with all {report['visual_tokens']} visual tokens {percent(whole)} % {span(whole)} are answered right"
     parts = [
@@ -89,31 +89,18 @@ def page(report: dict[str, Any], examples: Sequence[Example], shown_at: int | fl
 
 def _accuracy(report: dict[str, Any]) -> str:
     """Relative accuracy, large, over the plain one; the tint follows what is lost."""
-    about = report.get("reducers", {})
-    lines = []
-    for name in _ranked(report):
-        facts = about.get(name, {})
-        kind = ", ".join(
-            filter(None, [facts.get("kind"), facts.get("site"), "trained" if facts.get("trained") else ""])
-        )
-        cells = [f'{escape(name)}<small title="{escape(facts.get("paper", ""))}">{escape(kind)}</small>']
-        lines.append((cells[0], [_cell(report, by_plan(report)[name, keep]) for keep in budgets(report)]))
+    keeps, found, lines = report["keeps"], entries(report), []
+    for name in ranked(report):
+        facts = report["reducers"][name]
+        words = [facts.get("kind"), facts.get("site"), "trained" if facts.get("trained") else None]
+        kind = ", ".join(word for word in words if word)
+        first = f'{escape(name)}<small title="{escape(facts.get("paper", ""))}">{escape(kind)}</small>'
+        lines.append((first, [_cell(report, found[name, keep]) for keep in keeps]))
     return (
         "<h2>Accuracy relative to all tokens</h2>"
         '<p class="note">Large: share of the accuracy with all tokens, in %, drawn in pairs. Small: accuracy itself. '
-        "Bold: the best of a column.</p>" + _table(["reducer", *(f"keep {keep}" for keep in budgets(report))], lines)
+        "Bold: the best of a column.</p>" + _table(["reducer", *(f"keep {keep}" for keep in keeps)], lines)
     )
-
-
-def _ranked(report: dict[str, Any]) -> list[str]:
-    """The reducers, the best on average first, those that failed somewhere last."""
-    entries = by_plan(report)
-
-    def rank(name: str) -> tuple[bool, float]:
-        mine = [entries[name, keep] for keep in budgets(report)]
-        return any("error" in entry for entry in mine), -sum(entry.get("accuracy", 0.0) for entry in mine)
-
-    return sorted(names(report), key=rank)
 
 
 def _cell(report: dict[str, Any], entry: dict[str, Any]) -> str:
@@ -138,35 +125,36 @@ def _failures(report: dict[str, Any]) -> str:
 
 def _times(report: dict[str, Any]) -> str:
     """Median and quartiles to the first token; how many times faster than all tokens; the reducer's own share."""
-    entries = by_plan(report)
-    whole = entries[ALL_TOKENS, None]
-    if "ttft_ms" not in whole:
+    keeps, found = report["keeps"], entries(report)
+    whole = found[ALL_TOKENS, None]
+    if "first_token_ms" not in whole:
         return ""
 
     def cell(entry: dict[str, Any]) -> str:
-        if "ttft_ms" not in entry:
+        if "first_token_ms" not in entry:
             return "<td>-</td>"
-        low, high = entry["ttft_quartiles_ms"]
-        own = f", own {entry['reducer_ms']:.1f}" if entry.get("reducer_ms") is not None else ""
-        faster = f"<small>{whole['ttft_ms'] / entry['ttft_ms']:.2f} x{own}</small>" if entry is not whole else ""
-        return f"<td>{entry['ttft_ms']:.0f} [{low:.0f}, {high:.0f}]{faster}</td>"
+        time = entry["first_token_ms"]
+        own = f", own {entry['reducer_ms']['median']:.1f}" if "reducer_ms" in entry else ""
+        ratio = whole["first_token_ms"]["median"] / time["median"]
+        faster = f"<small>{ratio:.2f} x{own}</small>" if entry is not whole else ""
+        return f"<td>{time['median']:.0f} [{time['low']:.0f}, {time['high']:.0f}]{faster}</td>"
 
-    lines = [(ALL_TOKENS, [cell(whole)] * len(budgets(report)))]
-    lines += [(escape(name), [cell(entries[name, keep]) for keep in budgets(report)]) for name in _ranked(report)]
+    lines = [(ALL_TOKENS, [cell(whole)] * len(keeps))]
+    lines += [(escape(name), [cell(found[name, keep]) for keep in keeps]) for name in ranked(report)]
     return (
         "<h2>Time to the first token, ms</h2>"
         '<p class="note">Median [quartiles] of alternating runs on the first question, with encoding, the reducer and '
         "prefill. Small: how many times faster than all tokens, and the reducer's own time.</p>"
-        + _table(["reducer", *(f"keep {keep}" for keep in budgets(report))], lines)
+        + _table(["reducer", *(f"keep {keep}" for keep in keeps)], lines)
     )
 
 
 def _families(report: dict[str, Any]) -> str:
     """One table a budget, one column a kind of question."""
-    kinds, entries = report.get("families", {}), by_plan(report)
+    kinds, found = report["families"], entries(report)
     if not kinds:
         return ""
-    whole = entries[ALL_TOKENS, None]
+    whole = found[ALL_TOKENS, None]
 
     def cells(entry: dict[str, Any]) -> list[str]:
         made = []
@@ -177,9 +165,9 @@ def _families(report: dict[str, Any]) -> str:
 
     header = ["reducer", *(f"{escape(kind)} <small>{count}</small>" for kind, count in kinds.items())]
     out = ["<h2>Accuracy by kind of question, %</h2>"]
-    for keep in budgets(report):
-        sound = [name for name in _ranked(report) if "error" not in entries[name, keep]]
-        lines = [(ALL_TOKENS, cells(whole)), *((escape(name), cells(entries[name, keep])) for name in sound)]
+    for keep in report["keeps"]:
+        sound = [name for name in ranked(report) if "error" not in found[name, keep]]
+        lines = [(ALL_TOKENS, cells(whole)), *((escape(name), cells(found[name, keep])) for name in sound)]
         out.append(f'<p class="note">keep {keep}</p>{_table(header, lines)}')
     return "".join(out)
 

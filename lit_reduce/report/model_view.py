@@ -1,4 +1,4 @@
-"""The picture as the tower saw it."""
+"""The picture as the vision tower sees it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from PIL import Image
 from lit_reduce.backbones import Backbone
 
 
-def seen(backbone: Backbone, inputs: Mapping[str, Any], picture: Image.Image) -> Image.Image:
+def model_view(backbone: Backbone, inputs: Mapping[str, Any], picture: Image.Image) -> Image.Image:
     """The first picture of a batch, resized and cropped as the tower sees it, back from normalised values.
 
     Families that cut a picture into tiles or patches lose its shape in their inputs; there it is ``picture`` itself.

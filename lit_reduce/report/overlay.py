@@ -1,4 +1,4 @@
-"""Which tokens stayed, painted on the picture: dropped cells dimmed, kept regions outlined."""
+"""The kept tokens painted on the picture: dropped cells are dimmed, kept regions outlined."""
 
 from collections.abc import Iterable
 

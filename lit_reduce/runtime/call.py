@@ -10,19 +10,19 @@ from lit_reduce.reducer import Reducer
 from lit_reduce.tokens import Reduction, VisualTokens
 
 
-def call(reducer: Reducer, tokens: VisualTokens, keep: int) -> Reduction:
+def call_reducer(reducer: Reducer, tokens: VisualTokens, keep: int) -> Reduction:
     """The reduction of ``tokens`` to ``keep``.
 
     Raises:
         ValueError: the reducer's answer breaks the rules of `Reduction`.
     """
-    reduction: Reduction = reducer(_on_device_of(reducer, tokens), keep)
+    reduction: Reduction = reducer(_matched(reducer, tokens), keep)
     _check(reducer, reduction, tokens.count)
     return reduction
 
 
-def kept(reduction: Reduction, count: int) -> Tensor:
-    """``[B, N]``, true at the anchors."""
+def kept_mask(reduction: Reduction, count: int) -> Tensor:
+    """``[B, N]`` bool, true at the kept indices."""
     ones = torch.ones_like(reduction.kept_indices) if reduction.valid is None else reduction.valid.long()
     return ones.new_zeros(len(ones), count).scatter_add(1, reduction.kept_indices, ones) > 0
 
@@ -34,8 +34,8 @@ def now(x: Tensor) -> float:
     return time.perf_counter()
 
 
-def _on_device_of(reducer: Reducer, tokens: VisualTokens) -> VisualTokens:
-    """Bring a reducer to the tokens' device, and the tokens to its precision: plug-ins stay in their own dtype."""
+def _matched(reducer: Reducer, tokens: VisualTokens) -> VisualTokens:
+    """Move a reducer to the tokens' device, and cast the tokens to its precision: plug-ins keep their own dtype."""
     weight = next(reducer.parameters(), None)
     if weight is None:
         return tokens
@@ -49,7 +49,7 @@ def _on_device_of(reducer: Reducer, tokens: VisualTokens) -> VisualTokens:
 
 
 def _check(reducer: Reducer, reduction: Reduction, count: int) -> None:
-    """A third party's mistake here would feed tokens to the wrong positions in silence."""
+    """Refuse indices that would put tokens at the wrong positions in silence, as a third party's reducer may return."""
     a, valid = reduction.kept_indices, reduction.valid
     real = torch.ones_like(a, dtype=torch.bool) if valid is None else valid
     rising = (a[:, 1:] > a[:, :-1]) | ~real[:, 1:]

@@ -1,4 +1,4 @@
-"""A second turn on the cache of a shortened prompt: the caller counts all tokens, the cache only those that stayed."""
+"""Further turns on the cache of a shortened prompt: the caller counts all tokens, the cache only those that stayed."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,7 +13,7 @@ _NAME = "_lit_reduce_history"  # kept on the cache itself, so that it follows co
 
 @dataclass(frozen=True)
 class History:
-    """What the caller has fed so far (L tokens) and what the cache was given of it (S tokens).
+    """The tokens that the caller has passed so far (L) and those of them that are in the cache (S).
 
     Attributes:
         given: ``[B, L]`` ids as the caller counts them.

@@ -1,4 +1,4 @@
-"""Runs the vision tower once and gathers what reducers may ask for."""
+"""Runs the vision tower once and collects the signals that reducers declare."""
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 
 from lit_reduce.backbones.families import Family, Grid, family_of
-from lit_reduce.backbones.layouts import AnyRes, Kept
+from lit_reduce.backbones.layouts import Kept
 from lit_reduce.errors import UserError
 from lit_reduce.runtime.attention.signals import TOWER, Signal, SignalRecorder
+from lit_reduce.runtime.gather import gather_filled, right_padded
 from lit_reduce.runtime.vision.base import installed
-from lit_reduce.runtime.vision.registers import Registers
 from lit_reduce.tokens import VisualTokens
 
 SIGNALS = TOWER | {"text", "size"}
 IGNORE = -100  # label of a token that is not an answer
-KINDS = ("image", "video")
+MEDIA = ("image", "video")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The pictures of a batch after the tower and the projector, one entry for each image or video.
+    """The images of a batch after the vision tower and the projector, one entry for each image or video.
 
     Attributes:
         features: ``[n_i, D]`` projected tokens.
@@ -37,7 +37,9 @@ class Encoded:
         deepstack: For each level of a model that adds visual features to deeper layers, ``[n_i, D]`` of each image.
         kept_indices: Where the tower itself was reduced, the original index of each row of the features; else empty.
         totals: And the image's tokens before that.
-        spent: Milliseconds that a reducer inside the tower took.
+        elapsed_ms: Milliseconds that a reducer inside the tower took.
+        pictures: For each entry the number of its picture, where prompts of a batch that begin alike share pictures, so
+            that work can be done once for each; empty where all differ.
     """
 
     features: list[Tensor]
@@ -50,7 +52,8 @@ class Encoded:
     deepstack: list[list[Tensor]] = field(default_factory=list)
     kept_indices: list[Tensor] = field(default_factory=list)
     totals: list[int] = field(default_factory=list)
-    spent: float = 0.0
+    elapsed_ms: float = 0.0
+    pictures: list[int] = field(default_factory=list)
 
     @property
     def counts(self) -> list[int]:
@@ -78,7 +81,7 @@ class Encoded:
             text=None if self.text is None else self.text[rows],
             text_mask=None if self.text_mask is None else self.text_mask[rows],
             kinds=named(self.kinds), deepstack=[named(level) for level in self.deepstack],
-            kept_indices=named(self.kept_indices), totals=named(self.totals),
+            kept_indices=named(self.kept_indices), totals=named(self.totals), pictures=named(self.pictures),
         )  # fmt: skip
 
     def of(self, kind: str) -> list[int]:
@@ -88,7 +91,7 @@ class Encoded:
 
 
 def encode(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), family: Family | None = None) -> Encoded:
-    """One pass through tower and projector, for any number of later calls of `compact`.
+    """One pass through tower and projector, for any number of later calls of `reduce_images` and `shorten`.
 
     Args:
         model: The frozen backbone.
@@ -111,21 +114,21 @@ def trace(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), fa
         raise UserError(f"no tower gives the signal '{unknown[0]}'; known: {', '.join(sorted(SIGNALS))}")
     text, mask = prompt_text(model, inputs) if "text" in asked else (None, None)
     found = Encoded([], [], [], {}, text, mask)
-    within = installed(model)
-    whole = None if within is None else within.whole
+    hooks = installed(model)
+    whole = None if hooks is None else hooks.whole
     for kind in family.kinds(inputs):
         layout = family.layout(kind, inputs)
         pictures = layout.pictures(model, inputs)
         counts = [picture.count for picture in pictures]
         owners = _owners(placeholders(model, inputs["input_ids"], kind), counts)
-        if isinstance(within, Registers):
-            within.tiles = layout.tiles(model, inputs) if isinstance(layout, AnyRes) else None
-        with SignalRecorder(model, family, asked) as gauges:
+        if hooks is not None:
+            hooks.prepare(layout, inputs)
+        with SignalRecorder(model, family, asked) as recorder:
             out = _features(model, inputs, kind)
-        left = [] if within is None else within.left(layout, inputs, counts)
+        left = [] if hooks is None else hooks.left(layout, inputs, counts)
         found.kept_indices.extend(left)
         found.totals.extend(counts if left else [])
-        if left and within is not None and within.short:
+        if left and hooks is not None and hooks.short:
             layout, counts, left = Kept(torch.stack(left)), [len(kept_indices) for kept_indices in left], []
         found.features.extend(_rows(_split(out.pooler_output, counts), left))
         found.grids.extend(picture.grid for picture in pictures)
@@ -134,25 +137,25 @@ def trace(model: Any, inputs: Mapping[str, Any], signals: Iterable[str] = (), fa
         for level, features in enumerate(getattr(out, "deepstack_features", None) or []):
             found.deepstack.extend([] for _ in range(level + 1 - len(found.deepstack)))
             found.deepstack[level].extend(_split(features, counts))
-        for name, rows in gauges.read(layout, inputs, counts, whole).items():
+        for name, rows in recorder.read(layout, inputs, counts, whole).items():
             alone = asked[name].name == "cls_query"  # one for the whole picture
             found.signals.setdefault(name, []).extend(rows if alone else _rows(rows, left))
         if "size" in asked:
-            merged = None if within is None else within.sizes()
+            merged = None if hooks is None else hooks.sizes()
             sizes = torch.ones(sum(counts)).split(counts) if merged is None else merged
             found.signals.setdefault("size", []).extend(size.to(found.features[0]) for size in sizes)
-    return found if within is None else replace(found, spent=within.time())
+    return found if hooks is None else replace(found, elapsed_ms=hooks.take_elapsed_ms())
 
 
 def encoder_keys(model: Any) -> frozenset[str]:
     """Names of the inputs that only the vision tower reads."""
-    keys = {name for kind in KINDS if _reader(model, kind) for name in _parameters(_reader(model, kind))}
+    keys = {name for kind in MEDIA if _reader(model, kind) for name in _parameters(_reader(model, kind))}
     return frozenset(keys)
 
 
 def placeholders(model: Any, ids: Tensor, kind: str | None = None) -> Tensor:
     """``[B, L]``, true where a visual token stands: of any kind, or of images or videos alone."""
-    tokens = [getattr(model.config, f"{own}_token_id", None) for own in (KINDS if kind is None else (kind,))]
+    tokens = [getattr(model.config, f"{own}_token_id", None) for own in (MEDIA if kind is None else (kind,))]
     mask = torch.zeros_like(ids, dtype=torch.bool)
     for token in tokens:
         mask = mask if token is None else mask | (ids == token)
@@ -168,10 +171,8 @@ def prompt_text(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     real = ~placeholders(model, ids)
     real = real if mask is None else real & mask.bool()
     real = real if labels is None else real & (labels == IGNORE)
-    longest = int(real.sum(1).max())
-    order = torch.argsort((~real).int(), dim=1, stable=True)[:, :longest]
-    text_mask = real.gather(1, order)
-    text: Tensor = model.get_input_embeddings()(ids.gather(1, order).masked_fill(~text_mask, 0))
+    order, text_mask = right_padded(real)
+    text: Tensor = model.get_input_embeddings()(gather_filled(ids, order, text_mask, 0))
     return text * text_mask[..., None], text_mask
 
 

@@ -94,15 +94,19 @@ def test_missing_weights_are_not_invented(folder):
         load_backbone(folder)
 
 
-def test_pocket_is_found_in_the_working_folder(folder, tmp_path, monkeypatch):
-    place = tmp_path / "checkout" / "checkpoints" / "pocket"
-    shutil.copytree(folder, place)
-    monkeypatch.chdir(tmp_path / "checkout")
-    monkeypatch.setattr("lit_reduce.backbones.backbone.__file__", str(tmp_path / "a" / "b" / "c" / "d.py"))
-    assert load_backbone("pocket").identity.id == "pocket"
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("place", ["package/checkpoints", "checkpoints"])
+def test_a_reference_is_found_inside_its_package_or_beside_it(folder, tmp_path, monkeypatch, place):
+    monkeypatch.setattr("lit_reduce_pocket.reference.PACKAGE", tmp_path / "package")
     with pytest.raises(UserError, match="run from a checkout"):
         load_backbone("pocket")
+    shutil.copytree(folder, tmp_path / place / "pocket")
+    assert load_backbone("pocket").identity.id == "pocket"
+
+
+def test_a_folder_comes_before_a_reference_of_the_same_name(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "pocket")
+    monkeypatch.chdir(tmp_path)
+    assert load_backbone("pocket").identity.hash == load_backbone(folder).identity.hash
 
 
 def test_wrap_freezes(tiny):

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
 from lit_reduce.backbones import fingerprint, identify
+from lit_reduce_pocket.export import share_weights
 
 
 def test_facts(tiny):
@@ -57,3 +58,24 @@ def test_shapes_count(tiny):
 def test_computed_once(tiny, monkeypatch):
     monkeypatch.setattr("lit_reduce.backbones.identity.fingerprint", None)
     assert identify(tiny.model) is tiny.identity
+
+
+def test_an_index_may_take_tensors_from_another_model(tiny, tmp_path):
+    """A model that shares frozen weights with one beside it stores them once."""
+    tiny.model.save_pretrained(tmp_path / "base")
+    torch.manual_seed(0)
+    other = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        for weight in other.get_decoder().parameters():
+            weight.add_(torch.randn_like(weight))
+    other.save_pretrained(tmp_path / "other")
+    whole = identify(LlavaForConditionalGeneration.from_pretrained(tmp_path / "other")).hash
+    size = (tmp_path / "other" / "model.safetensors").stat().st_size
+    share_weights(tmp_path / "other", tmp_path / "base")
+    again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "other")
+    for name, x in other.state_dict().items():
+        assert torch.equal(again.state_dict()[name], x), name
+    assert identify(again).hash == whole == fingerprint(again.state_dict().values()) != tiny.identity.hash
+    files = list((tmp_path / "other").glob("*.safetensors"))
+    assert [path.name for path in files] == ["model-own.safetensors"]
+    assert files[0].stat().st_size < 0.8 * size

@@ -8,11 +8,13 @@ from families import FAMILIES
 
 from lit_reduce.backbones import load_backbone, shapes
 from lit_reduce.benchmark import flops as cost
-from lit_reduce.benchmark.bench import BenchSettings, bench, named_spec, run
+from lit_reduce.benchmark.bench import bench, named_spec
+from lit_reduce.commands.bench import run
 from lit_reduce.errors import UserError
 from lit_reduce.inference.spec import ReducerSpec
 from lit_reduce.reducer import create
 from lit_reduce.settings import BackboneSettings, ReducerSettings
+from lit_reduce.settings.bench import BenchSettings
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +61,7 @@ def test_a_killed_run_keeps_the_batch_sizes_that_are_done(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return bench(*args)
 
-    monkeypatch.setattr("lit_reduce.benchmark.bench.bench", until_two)
+    monkeypatch.setattr("lit_reduce.commands.bench.bench", until_two)
     with pytest.raises(KeyboardInterrupt):
         run(chosen(tmp_path, batch=[1, 2]))
     assert {row["batch"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]} == {1}
@@ -105,13 +107,13 @@ def test_a_trained_reducer_by_name_gets_the_width_of_the_backbone_and_the_same_w
     ("options", "words"),
     [
         ({"runs": 0}, "runs=0: give 1 or more"),
-        ({"batch": []}, r"batch=\[\] holds nothing"),
-        ({"batch": [0]}, "batch=0 is not a number of prompts"),
+        ({"batch": []}, r"batch=\[\]: give 1 value at least"),
+        ({"batch": [0]}, r"batch=\[0\]: give .* each 1 or more"),
         ({"batch": ["two"]}, "batch=two is not a number of prompts"),
         ({"keep": [37]}, "an image has only 36 visual tokens"),
         ({"keep": ["many"]}, "keep='many' is not a number"),
         ({"visual": 35}, "visual=35: a picture has 36 tokens"),
-        ({"clock": "sun"}, "clock=sun is not known: use wall or cpu"),
+        ({"clock": "sun"}, "clock=sun: use wall, cpu"),
         ({"out": "bench.txt"}, "ends in .json"),
         ({"reducer": "nobody"}, "unknown reducer 'nobody'"),
     ],

@@ -91,12 +91,14 @@ def test_a_batch_and_a_shorter_prompt_are_priced_as_they_run():
 
 
 def test_layers_see_what_stages_say():
-    depth, tokens, keep = 5, 36, 9
-    assert cost.layer_counts(depth, tokens, halving("decoder"), keep, "decoder") == [36, 18, 18, 9, 9]
-    assert cost.layer_counts(depth, tokens, halving("decoder", "skip"), keep, "decoder") == [36, 18, 36, 9, 36]
-    assert cost.layer_counts(depth, tokens, halving("cache"), keep, "cache") == [36, 18, 36, 9, 36]
-    assert cost.layer_counts(depth, tokens, halving("encoder"), keep, "decoder") == [36] * 5
-    assert cost.layer_counts(depth, tokens, halving("decoder"), tokens, "decoder") == [36] * 5
+    model, tokens, keep = build("llava").model, 36, 9
+    inputs = shapes.example(model, 1, tokens, 6)
+    assert cost.layer_tokens(model, inputs, halving("decoder"), keep).decoder == [36, 18, 18, 9, 9]
+    assert cost.layer_tokens(model, inputs, halving("decoder", "skip"), keep).decoder == [36, 18, 36, 9, 36]
+    assert cost.layer_tokens(model, inputs, halving("cache"), keep).cached == [36, 18, 36, 9, 36]
+    assert cost.layer_tokens(model, inputs, halving("cache"), keep).decoder == [36] * 5
+    assert cost.layer_tokens(model, inputs, halving("encoder"), keep, arrived=36).decoder == [36] * 5
+    assert cost.layer_tokens(model, inputs, halving("decoder"), tokens).decoder == [36] * 5
 
 
 def test_tokens_that_read_the_picture_inside_the_decoder_save_no_prefill():

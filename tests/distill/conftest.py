@@ -11,9 +11,9 @@ from lit_reduce.backbones import Backbone
 from lit_reduce.data.groups import Group
 from lit_reduce.distill.batch import Batch, make_batch
 from lit_reduce.distill.data import DistillData
-from lit_reduce.distill.settings import DataSettings, LossSettings, TrainSettings
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.reducer import Reducer, create
+from lit_reduce.settings.train import DataSettings, LossSettings, TrainSettings
 
 TURNS = [("what is the red w30 here ?", "w40 w41"), ("is big ?", "w50"), ("what ?", "w60 w61 w62")]
 

@@ -10,7 +10,7 @@ import torch
 torch.set_num_threads(1)
 root = importlib.import_module("tests.conftest")
 local = importlib.import_module("tests.distill.conftest")
-train = importlib.import_module("lit_reduce.distill.train")
+training = importlib.import_module("lit_reduce.distill.trainer")
 groups_of = importlib.import_module("tests.distill.test_parallel").four_groups
 
 folder, port = Path(sys.argv[1]), sys.argv[2]
@@ -24,7 +24,7 @@ tiny = root.wrap(root.build_model(), root.build_processor())
 chosen = local.make_settings(folder, devices=2, pictures=1)
 reducer = local.make_reducer()
 teacher = local.Teacher(tiny, [2, 3])
-trainer, average = train.fit(chosen, tiny.model, reducer, local.make_data(teacher, groups_of(), chosen), folder)
+trainer, average = training.fit(chosen, tiny.model, reducer, local.make_data(teacher, groups_of(), chosen), folder)
 torch.save({"weights": reducer.state_dict(), "average": average.average}, folder / f"rank{rank}.pt")
 sys.stdout.flush()
 if child == 0:

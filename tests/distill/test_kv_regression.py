@@ -12,7 +12,7 @@ from lit_reduce.data.groups import Group
 from lit_reduce.distill.kv_regression import keys_and_values
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.teacher import Teacher
-from lit_reduce.distill.train import fit
+from lit_reduce.distill.trainer import fit
 from lit_reduce.plugin import create_for
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.decoder.attention_rows import from_tower

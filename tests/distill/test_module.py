@@ -18,7 +18,7 @@ from lit_reduce.distill.callbacks import MovingAverage
 from lit_reduce.distill.logs import LOGGERS, ContinuedCSV, run_id
 from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.teacher import Teacher
-from lit_reduce.distill.train import fit
+from lit_reduce.distill.trainer import fit
 from lit_reduce.reducer import Reducer, create
 from lit_reduce.tokens import Reduction, VisualTokens
 

@@ -14,7 +14,7 @@ from lit_reduce.distill.module import Distiller
 from lit_reduce.distill.objectives import OBJECTIVES
 from lit_reduce.distill.student import reduce, student_logits
 from lit_reduce.distill.teacher import Teacher
-from lit_reduce.distill.train import fit
+from lit_reduce.distill.trainer import fit
 from lit_reduce.reducer import WARMUP_TARGETS, Reducer, create
 from lit_reduce.runtime.decoder.attention_rows import from_tower
 from lit_reduce.runtime.encode import encode
@@ -115,7 +115,7 @@ def test_a_reducer_that_promises_tokens_must_make_them(
     tiny: Backbone, batch: Batch, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = create("grid")
-    monkeypatch.setattr(type(grid), "guided", "tokens")
+    monkeypatch.setattr(type(grid), "warmup_target", "tokens")
     with pytest.raises(ValueError, match="grid says warmup_target='tokens'"):
         Distiller(tiny.model, grid, make.settings(Path("unused"))).losses(batch)
 

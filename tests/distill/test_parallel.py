@@ -13,7 +13,7 @@ from PIL import Image
 from lit_reduce.backbones import Backbone
 from lit_reduce.data.groups import Group
 from lit_reduce.distill.teacher import Teacher
-from lit_reduce.distill.train import fit
+from lit_reduce.distill.trainer import fit
 
 ROOT = Path(__file__).parents[2]
 

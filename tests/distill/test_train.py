@@ -12,12 +12,15 @@ import torch
 from PIL import Image
 
 from lit_reduce.backbones import Backbone, load_backbone
-from lit_reduce.distill.settings import DataSettings, TrainSettings
-from lit_reduce.distill.train import fresh_reducer, machine, plugin_config, train, write_table
+from lit_reduce.commands.predict import predict
+from lit_reduce.distill.export import machine, plugin_config, write_table
+from lit_reduce.distill.initial import initial_reducer
+from lit_reduce.distill.train import train
 from lit_reduce.errors import UserError
-from lit_reduce.inference.predict import PredictSettings, predict
 from lit_reduce.plugin import load_plugin, save_plugin
 from lit_reduce.settings import BackboneSettings, ReducerSettings
+from lit_reduce.settings.predict import PredictSettings
+from lit_reduce.settings.train import DataSettings, TrainSettings
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def chosen(tiny_folder: Path, tmp_path: Path) -> TrainSettings:
     return TrainSettings(
         BackboneSettings(str(tiny_folder)), ReducerSettings("covipal", options), data, output=str(tmp_path / "out"),
         budgets=[4, 12], val_budgets=[6], steps=4, guide_steps=2, pictures=2, turns=2, warmup=1, val_every=4,
-        save_every=2, accelerator="cpu", table_budgets=[192, 9, 4], yardsticks=["grid"], table_batch=4, runs=1,
+        save_every=2, accelerator="cpu", table_budgets=[192, 9, 4], baselines=["grid"], table_batch=4, runs=1,
     )  # fmt: skip
 
 
@@ -46,7 +49,7 @@ def test_the_precision_follows_the_processor_and_is_written_down(
     chosen: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, expected: str
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("lit_reduce.distill.train.fast_in_bfloat16", lambda device: fast)
+    monkeypatch.setattr("lit_reduce.distill.checks.fast_in_bfloat16", lambda device: fast)
     monkeypatch.setattr("lit_reduce.distill.train.fit", lambda chosen, *_: seen.append(chosen.precision) or 1 / 0)
     for precision in ("auto", "64-true"):
         with pytest.raises(ZeroDivisionError):
@@ -94,12 +97,12 @@ def test_from_questions_to_a_plug_in_that_predicts(
 def test_training_begins_with_the_weights_of_a_plug_in(
     chosen: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, fresh = saved(chosen, tmp_path, width=16), fresh_reducer(replace(chosen, seed=5), load_tiny(chosen))
+    start, fresh = saved(chosen, tmp_path, width=16), initial_reducer(replace(chosen, seed=5), load_tiny(chosen))
     seen: list[Any] = []
     monkeypatch.setattr("lit_reduce.distill.train.fit", lambda *given: seen.append(given[2]) or 1 / 0)
     options = chosen.reducer.options | {"summary": 2}
     with pytest.raises(ZeroDivisionError):
-        train(replace(chosen, start=start, reducer=ReducerSettings("covipal", options)))
+        train(replace(chosen, init_from=start, reducer=ReducerSettings("covipal", options)))
     begun, weights = seen[0].state_dict(), load_plugin(start)[0].state_dict()
     assert set(begun) - set(weights) == {"rest"}, "which that one lacks"
     assert all(torch.equal(begun[name], x) for name, x in weights.items())
@@ -110,7 +113,7 @@ def test_weights_that_are_not_named_stay(chosen: TrainSettings, tmp_path: Path) 
     start = saved(chosen, tmp_path, width=16)
     options = chosen.reducer.options | {"summary": 2}
     again = replace(
-        chosen, start=start, only=["rest"], guide_steps=0, table_budgets=[], budgets=[12, 12],
+        chosen, init_from=start, trainable=["rest"], guide_steps=0, table_budgets=[], budgets=[12, 12],
         reducer=ReducerSettings("covipal", options),
     )  # fmt: skip
     train(again)
@@ -118,9 +121,9 @@ def test_weights_that_are_not_named_stay(chosen: TrainSettings, tmp_path: Path) 
     slow, fast = (load_plugin(tmp_path / name / "plugin")[0].state_dict() for name in ("out", "faster"))
     assert all(torch.equal(slow[name], x) for name, x in load_plugin(start)[0].state_dict().items())
     assert [name for name, x in slow.items() if not torch.equal(fast[name], x)] == ["rest"]
-    with pytest.raises(UserError, match="another setting of only"):
-        train(replace(again, only=["rest", "kinds"], steps=6))
-    parts = fresh_reducer(replace(chosen, only=["blocks.0.look", "kinds"]), load_tiny(chosen))
+    with pytest.raises(UserError, match="another setting of trainable"):
+        train(replace(again, trainable=["rest", "kinds"], steps=6))
+    parts = initial_reducer(replace(chosen, trainable=["blocks.0.look", "kinds"]), load_tiny(chosen))
     free = {name for name, weight in parts.named_parameters() if weight.requires_grad}
     assert free == {name for name, _ in parts.named_parameters() if name.startswith(("blocks.0.look.", "kinds"))}
 
@@ -135,7 +138,7 @@ def saved(chosen: TrainSettings, folder: Path, name: str = "covipal", **options:
     other = replace(chosen, seed=9, reducer=ReducerSettings(name, sizes | options))
     backbone = load_tiny(chosen)
     torch.manual_seed(9)
-    reducer = fresh_reducer(other, backbone)
+    reducer = initial_reducer(other, backbone)
     save_plugin(folder / "begun", reducer, plugin_config(other, backbone, reducer))
     return str(folder / "begun")
 
@@ -197,22 +200,24 @@ BAD: dict[str, tuple[Callable[[TrainSettings, Path], Any], str]] = {
     "heads that do not divide": (
         lambda s, _: replace(s, reducer=ReducerSettings("covipal", {"width": 9, "heads": 2})), "multiple of heads",
     ),
-    "a yardstick to be trained": (lambda s, _: replace(s, yardsticks=["covipal"]), "yardstick covipal"),
+    "a baseline to be trained": (lambda s, _: replace(s, baselines=["covipal"]), "baseline covipal"),
     "a missing file": (lambda s, _: replace(s, data=DataSettings("none.jsonl")), "none.jsonl does not exist"),
     "one picture": (lambda s, p: replace(s, data=DataSettings(one(p))), "one picture"),
     "a missing backbone": (lambda s, p: replace(s, backbone=BackboneSettings(str(p / "none"))), "no backbone"),
     "an output below a file": (lambda s, p: replace(s, output=str(p / "0.png" / "out")), "0.png"),
-    "nothing to begin with": (lambda s, p: replace(s, start=str(p / "none")), "none"),
+    "nothing to begin with": (lambda s, p: replace(s, init_from=str(p / "none")), "none"),
     "the start of another method": (
-        lambda s, p: replace(s, start=saved(s, p, "packer", width=16)), "is of packer, but covipal is to be trained",
+        lambda s, p: replace(s, init_from=saved(s, p, "packer", width=16)),
+        "is of packer, but covipal is to be trained",
     ),
-    "a start of another width": (lambda s, p: replace(s, start=saved(s, p, width=8)), "give its options"),
+    "a start of another width": (lambda s, p: replace(s, init_from=saved(s, p, width=8)), "give its options"),
     "a start with more": (
-        lambda s, p: replace(s, start=saved(s, p, width=16, summary=2)),
-        "rest [2, 32] where there is",
+        lambda s, p: replace(s, init_from=saved(s, p, width=16, summary=2)), "rest [2, 32] where there is",
     ),
-    "nothing that trains": (lambda s, _: replace(s, only=[]), "has no weights ''"),
-    "weights that are not there": (lambda s, _: replace(s, only=["rest"]), "has no weights 'rest' with these options"),
+    "nothing that trains": (lambda s, _: replace(s, trainable=[]), "has no weights ''"),
+    "weights that are not there": (
+        lambda s, _: replace(s, trainable=["rest"]), "has no weights 'rest' with these options",
+    ),
     "a damaged checkpoint": (lambda s, p: checkpoint(s, p, b"half"), "damaged"),
     "a foreign checkpoint": (lambda s, p: checkpoint(s, p, None), "another reducer"),
 }  # fmt: skip

@@ -9,10 +9,11 @@ from PIL import Image
 
 from lit_reduce.backbones import Backbone
 from lit_reduce.benchmark import latency
-from lit_reduce.benchmark.latency import Timing, first_token
+from lit_reduce.benchmark.latency import Spread, Timing, first_token
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
-from lit_reduce.evaluate.evaluator import ALL_TOKENS, evaluate
+from lit_reduce.evaluate.evaluator import evaluate
+from lit_reduce.evaluate.results import ALL_TOKENS
 from lit_reduce.inference.spec import ReducerSpec, generate
 from lit_reduce.reducer import create
 
@@ -113,9 +114,9 @@ def test_timing_is_measured_for_every_plan(tiny: Backbone, rows: list[Row]) -> N
     results = evaluate(tiny, {"grid": ReducerSpec(create("grid"))}, [9], rows[:1], max_new_tokens=1, timing_runs=2)
     for score in results.scores:
         assert score.timing is not None
-        assert 0 < score.timing.low <= score.timing.median <= score.timing.high
+        assert 0 < score.timing.first_token.low <= score.timing.first_token.median <= score.timing.first_token.high
         assert score.timing.runs == 2
-        assert (score.timing.reducer_ms is None) == (score.reducer == ALL_TOKENS)
+        assert (score.timing.reducer is None) == (score.reducer == ALL_TOKENS)
 
 
 def test_runs_alternate_and_the_first_is_not_counted(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +131,8 @@ def test_runs_alternate_and_the_first_is_not_counted(tiny: Backbone, monkeypatch
     monkeypatch.setattr(latency, "_run", fake)
     timings = first_token(tiny, {}, plans, runs=5)
     assert calls == ["a", "b"] * 6
-    assert timings["a"] == Timing(30.0, 20.0, 40.0, None, 5)
-    assert timings["b"] == Timing(30.0, 20.0, 40.0, 3.0, 5)
+    assert timings["a"] == Timing(Spread(30.0, 20.0, 40.0), None, 5)
+    assert timings["b"] == Timing(Spread(30.0, 20.0, 40.0), Spread(3.0, 2.0, 4.0), 5)
 
 
 def test_the_reducers_time_is_inside(tiny: Backbone, rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +143,8 @@ def test_the_reducers_time_is_inside(tiny: Backbone, rows: list[Row], monkeypatc
     monkeypatch.setattr(slow, "reduce", lambda *a: time.sleep(0.1) or real(*a))
     inputs = tiny.prepare([rows[0].open()], [rows[0].prompt])
     timing = first_token(tiny, inputs, {"slow": ReducerSpec(slow, 9)}, runs=1)["slow"]
-    assert timing.reducer_ms is not None
-    assert 100 <= timing.reducer_ms < timing.median
+    assert timing.reducer is not None
+    assert 100 <= timing.reducer.median < timing.first_token.median
 
 
 def test_counts_of_each_question_are_kept_where_they_differ(tiny: Backbone, rows: list[Row]) -> None:

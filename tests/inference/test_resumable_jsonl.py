@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
 
     class FullDisk(FileIO):
         def write(self, data: Any) -> int:
-            free = max(0, room - self.write_table())
+            free = max(0, room - self.tell())
             if not free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return super().write(bytes(data)[:free])

@@ -28,9 +28,9 @@ def save(folder: Path, backbone: Backbone, positions: str = "keep") -> Path:
 
 def test_names_folders_and_none(tiny: Backbone, tmp_path: Path) -> None:
     assert find_spec(ReducerSettings("none"), 64) == ReducerSpec()
-    yardstick = find_spec(ReducerSettings("random", {"seed": 7}), "0.25")
-    assert yardstick.reducer is not None
-    assert (yardstick.reducer.config.seed, yardstick.keep, yardstick.positions) == (7, 0.25, "keep")
+    baseline = find_spec(ReducerSettings("random", {"seed": 7}), "0.25")
+    assert baseline.reducer is not None
+    assert (baseline.reducer.config.seed, baseline.keep, baseline.positions) == (7, 0.25, "keep")
     plugin = find_spec(ReducerSettings(str(save(tmp_path / "plug", tiny, "renumber"))), 8)
     assert plugin.reducer is not None
     assert (plugin.reducer.config.seed, plugin.keep, plugin.positions) == (3, 8, "renumber")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_reduce.backbones import load_backbone
-from lit_reduce_pocket import hd
+from lit_reduce_pocket import hd, hd_world
 from lit_reduce_pocket.model import build_model, normalise
 from lit_reduce_pocket.questions import questions
 from lit_reduce_pocket.render import render
@@ -20,8 +20,8 @@ def model():
 
 
 def test_a_scene_is_its_four_parts():
-    scene, parts = hd.hd_scene("val", 3)
-    image = hd.draw(parts)
+    scene, parts = hd_world.hd_scene("val", 3)
+    image = hd_world.draw(parts)
     assert image.size == (672, 672)
     for number, part in enumerate(parts):
         left, top = 336 * (number % 2), 336 * (number // 2)
@@ -30,14 +30,14 @@ def test_a_scene_is_its_four_parts():
         assert [(round(t.x - left, 6), round(t.y - top, 6), t.color) for t in mine] == [
             (round(t.x, 6), round(t.y, 6), t.color) for t in part.things
         ]
-    assert hd.hd_scene("val", 3)[0] == scene
-    assert hd.hd_scene("train", 3)[0] != scene
+    assert hd_world.hd_scene("val", 3)[0] == scene
+    assert hd_world.hd_scene("train", 3)[0] != scene
 
 
 def test_questions_stay_clear_and_print_is_small_on_the_thumbnail():
     families, fonts, counts = Counter(), [], []
     for index in range(60):
-        scene, parts = hd.hd_scene("val", index)
+        scene, parts = hd_world.hd_scene("val", index)
         for unique in ([t.word for t in scene.signs], [t.color for t in scene.signs]):
             assert len(set(unique)) == len(unique)
         assert sum(part.chart is not None for part in parts) <= 1
@@ -60,8 +60,8 @@ def test_the_layout_is_the_librarys():
 
 
 def test_tiles_are_pictures_of_pocket():
-    _, parts = hd.hd_scene("val", 1)
-    views = hd.build_images()(hd.draw(parts), return_tensors="pt")["pixel_values"][0]
+    _, parts = hd_world.hd_scene("val", 1)
+    views = hd.build_images()(hd_world.draw(parts), return_tensors="pt")["pixel_values"][0]
     own = normalise(torch.stack([torch.from_numpy(np.asarray(render(part)).copy()) for part in parts]))
     torch.testing.assert_close(views[1:].float(), own, atol=1e-4, rtol=0)
 
@@ -72,11 +72,11 @@ def test_training_sees_what_inference_sees(model):
     batch = hd.hd_batch(0, 1, None)
     logits, targets = hd.hd_logits(model, batch)
     processor = hd.build_processor()
-    scene, parts = hd.hd_scene("train", 0)
+    scene, parts = hd_world.hd_scene("train", 0)
     asked = questions(scene, hd.TURNS)[0]
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked.prompt}]}]
     text = processor.apply_chat_template(chat, add_generation_prompt=True)
-    inputs = processor(text=text, images=hd.draw(parts), return_tensors="pt", add_special_tokens=False)
+    inputs = processor(text=text, images=hd_world.draw(parts), return_tensors="pt", add_special_tokens=False)
     assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == hd.PLACES
     whole = model(**inputs).logits[0, -1]
     torch.testing.assert_close(logits[0], whole, atol=2e-3, rtol=0)

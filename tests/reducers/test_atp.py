@@ -16,12 +16,12 @@ from lit_reduce.backbones import Backbone
 from lit_reduce.data.groups import Group
 from lit_reduce.distill.batch import Batch, make_batch
 from lit_reduce.distill.module import Distiller
-from lit_reduce.distill.settings import DataSettings, TrainSettings
 from lit_reduce.distill.student import student_logits
 from lit_reduce.distill.teacher import Teacher
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer, create
 from lit_reduce.runtime import attach
+from lit_reduce.settings.train import DataSettings, TrainSettings
 from lit_reduce.tokens import Course, VisualTokens
 
 GRID, COUNT = (1, 4, 6), 24
@@ -159,8 +159,8 @@ def test_a_fixed_budget_is_met_by_every_image_and_shared_as_thresholds_say(name)
         reducer = make(noise=0.2, seed=seed, hidden_size=32, adaptive=False, lean=0.0)
         with attach(tiny.model, reducer, keep=0.5) as attached:
             tiny.model(**tiny.inputs)
-        whole = attached.logical.total
-        for mean, total in zip(attached.logical.per_layer, whole, strict=True):
+        whole = attached.prompt_map.total
+        for mean, total in zip(attached.prompt_map.per_layer, whole, strict=True):
             keep = math.floor(total / 2 + 0.5)
             assert keep - 0.41 < mean <= keep + 1e-6  # the last two of five layers can't share an odd token
         shares.add(attached.stats.layers)
@@ -174,8 +174,10 @@ def test_adaptive_counts_differ_and_follow_the_budget():
     for keep in (4, 12, 24):
         with attach(tiny.model, reducer, keep=keep) as attached:
             tiny.model(**tiny.inputs)
-        means.append(sum(attached.logical.per_layer) / 3)
-        assert attached.stats.layers[0] == round(sum(attached.logical.per_layer) * 5 - sum(attached.stats.layers[1:]))
+        means.append(sum(attached.prompt_map.per_layer) / 3)
+        assert attached.stats.layers[0] == round(
+            sum(attached.prompt_map.per_layer) * 5 - sum(attached.stats.layers[1:])
+        )
     assert means[0] < means[1] < means[2]
 
 

@@ -337,5 +337,5 @@ def test_efficientvla_splits_key_task_and_difference(made):
 
 
 def test_choices_are_refused_by_name():
-    with pytest.raises(UserError, match="hiprune: option 'parity' must be one of paper, official, not 'code'"):
+    with pytest.raises(UserError, match="hiprune: parity=code: use paper, official"):
         create("hiprune", parity="code")

@@ -13,7 +13,8 @@ from lit_reduce.ops.similarity import rms_normalize
 from lit_reduce.plugin import create_for
 from lit_reduce.recall import AttentionRecall
 from lit_reduce.reducer import create
-from lit_reduce.runtime.recall.hooks import ImageMemory, MemoryEntry, RecallHooks
+from lit_reduce.runtime.recall.hooks import RecallHooks
+from lit_reduce.runtime.recall.memory import ImageMemory, MemoryEntry
 from lit_reduce.tokens import VisualTokens
 
 
@@ -110,7 +111,7 @@ def test_exact_maps_of_everything_are_full_attention() -> None:
     inputs = torch.cat([words[:, :1], short, words[:, 1:]], 1)
     model = type("Model", (), {"get_decoder": lambda self: lm})()
     held = MemoryEntry(0, torch.tensor([1, 2]), reducer.trunk(picture[0]), torch.arange(9) % 2, places)
-    recalling = RecallHooks(model, reducer)
+    recalling = RecallHooks(model, reducer).install()
     near = torch.cat([at[:, :1], at[:, 10:]], 1)
     with recalling.reading(ImageMemory([held], torch.tensor([4]), 1, id(reducer))):
         found = lm(inputs_embeds=inputs, position_ids=near, attention_mask=torch.ones(1, 5), use_cache=False)

@@ -1,14 +1,15 @@
-"""What every reducer promises, whatever its method: one without weights is tested by being registered."""
+"""What every reducer promises, whatever its method: a reducer is tested by being registered."""
 
 import dataclasses
 import itertools
 
 import pytest
 import torch
+from smallest import LEARNED, shake, smallest
 
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import KINDS, SITES, Reducer, available, create
-from lit_reduce.runtime.call import call
+from lit_reduce.runtime.call import call_reducer
 from lit_reduce.tokens import VisualTokens
 
 FREE = [name for name, cls in available().items() if not cls.trained and cls.__module__.startswith("lit_reduce.")]
@@ -33,35 +34,28 @@ VARIANTS = [
 ]
 # Methods whose count follows from the picture: at most K stay.
 COUNTED = [("prumerge", {"adaptive": True}), ("prumerge_plus", {"adaptive": True}), ("hired", {"parity": "official"})]
+WIDTH, TOWER = 6, 8  # of the tokens that `made` makes
 HALVING = ("tome", "turbo")  # one call merges pairs, so at least half of the tokens stay
-# With weights, which stand here as they are before training, but none of them zero.
-SIZES = {"hidden_size": 6, "vision_hidden_size": 8, "width": 12, "heads": 3}
-CHOOSING = {"hidden_size": 6, "width": 12, "heads": 3}
-TRAINED = [("covipal", CHOOSING), ("covipal", {**CHOOSING, "summary": 2})]
-TRAINED += [("packer", SIZES), ("packer", {**SIZES, "text": True, "levels": [0.5]})]
-TRAINED += [("falcon", {"hidden_size": 6, "vision_hidden_size": 6})]
-ROUTERS = {"hidden_size": 6, "depth": 4}
-TRAINED += [("mod", ROUTERS), ("videollm_mod", ROUTERS), ("voco", {**ROUTERS, "tokens": 24})]
-LOOKING = {"hidden_size": 6, "vision_hidden_size": 8, "depth": 4, "options": {"width": 12, "heads": 3}, "width": 12}
-TRAINED += [
-    ("flexattention", {"hidden_size": 6, "depth": 4, "rank": 3, "short": short}) for short in ("pool", "divprune")
+# Learned reducers stand here with random weights and, from the register, in their smallest form; these are other ways.
+LEARNED_VARIANTS = [
+    ("covipal", {"summary": 2}),
+    ("packer", {"text": False, "levels": []}),
+    ("flexattention", {"short": "divprune"}),
+    ("atp", {"cross": "last", "residual": False}),
 ]
-TRAINED += [("remember", LOOKING)]
-TRAINED += [("atp", {"hidden_size": 6}), ("atp", {"hidden_size": 6, "cross": "last", "residual": False})]
-ALL = [(name, {}) for name in FREE] + VARIANTS + COUNTED + TRAINED
+ALL = [(name, {}) for name in (*FREE, *LEARNED)] + VARIANTS + COUNTED + LEARNED_VARIANTS
 GRIDS = [(1, 4, 6), (5, 3, 3), (2, 3, 4)]
 
 each = pytest.mark.parametrize(("name", "options"), ALL, ids=lambda x: str(x) if x else "")
 
 
 def build(name: str, options: dict) -> Reducer:
-    """The reducer; what a fresh one leaves at zero would hide what it does."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        reducer = create(name, **options).eval().requires_grad_(False)
-        for weight in reducer.parameters():
-            weight.normal_(0, 0.5)
-    return reducer
+    """The reducer, of the sizes that `made` makes; inside the tower its tokens are as wide as what comes out of it."""
+    if name not in LEARNED:
+        return create(name, **options).eval()
+    tower = WIDTH if available()[name].site == "encoder" else TOWER
+    reducer = smallest(name, {"hidden_size": WIDTH, "vision_hidden_size": tower, "depth": 4}, **options)
+    return shake(reducer, 0.5).requires_grad_(False)
 
 
 def within(name: str, keep: int, tokens: VisualTokens) -> int:
@@ -98,12 +92,12 @@ def test_a_batch_equals_its_samples_one_by_one(name, options, dtype, made):
     reducer = build(name, options)
     for grid in GRIDS:
         tokens = made(reducer, grid=grid, dtype=dtype, batch=4)
-        together = call(reducer, tokens, within(name, 7, tokens))  # weights keep their own precision
+        together = call_reducer(reducer, tokens, within(name, 7, tokens))  # weights keep their own precision
         torch.manual_seed(123)  # the global random stream must not matter
         for sample in range(4):
             signals = {key: x[sample : sample + 1] for key, x in tokens.signals.items()}
             alone = VisualTokens(tokens.features[sample : sample + 1], grid, signals, tokens.layer)
-            single = call(reducer, alone, within(name, 7, tokens))
+            single = call_reducer(reducer, alone, within(name, 7, tokens))
             assert torch.equal(single.kept_indices[0], together.kept_indices[sample])
             for field in ("features", "valid", "assignment", "size", "memory"):
                 one, many = getattr(single, field), getattr(together, field)
@@ -209,6 +203,20 @@ def test_the_card_of_the_class_is_complete(name):
     assert cls.__doc__
     assert not list(reducer.parameters())
     assert reducer.signals == cls.signals, "the list shows the signals of the default settings"
+    for entry in dataclasses.fields(cls.config_class):
+        assert entry.metadata.get("help"), f"{name}.{entry.name} says nothing"
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_learned_reducer_says_how_it_is_tested(name):
+    """Without `smallest` it would have no row in the shared matrices and in the training tests."""
+    cls = available()[name]
+    assert type(cls.smallest) is cls.config_class, (
+        f"{cls.__qualname__} needs `smallest = {cls.config_class.__name__}(...)`"
+    )
+    assert sum(weight.numel() for weight in build(name, {}).parameters()) < 20_000, "smaller, so that tests stay fast"
+    assert cls.paper
+    assert cls.__doc__
     for entry in dataclasses.fields(cls.config_class):
         assert entry.metadata.get("help"), f"{name}.{entry.name} says nothing"
 

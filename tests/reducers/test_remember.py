@@ -91,8 +91,11 @@ def test_layers_and_guidance_follow_from_the_settings() -> None:
 
 
 def test_settings_that_cannot_be() -> None:
-    for options in ({"layers": []}, {"layers": 3}):
-        with pytest.raises(UserError, match="must be a list of layers"):
+    for options, message in (
+        ({"layers": []}, "give 1 value at least"),
+        ({"layers": 3}, r"must be of type list\[float\]"),
+    ):
+        with pytest.raises(UserError, match=message):
             build(**options)
     for short in ("grid", "fastv", "flexattention"):
         with pytest.raises(UserError, match=f"short={short}"):

@@ -8,11 +8,12 @@ from contextlib import suppress
 import pytest
 import torch
 from families import build
+from transformers import GenerationConfig
 
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import PluginConfig, save_plugin
 from lit_reduce.reducer import create
-from lit_reduce.runtime import attach
+from lit_reduce.runtime import attach, encode
 
 TOLERANCE = 1e-4
 
@@ -60,7 +61,7 @@ def test_dropping_equals_hiding_in_prefill(tiny, batch, reducer, reference, help
     expected = tiny.model(**reference(batch, reducer)).logits
     with attach(tiny.model, reducer, keep=helpers.keep) as attached:
         logits = tiny.model(**batch).logits
-    seen = attached.logical.selected
+    seen = attached.prompt_map.selected
     assert logits.shape == expected.shape
     assert float((logits - expected)[seen].abs().max()) < TOLERANCE
     assert not logits[~seen].any()
@@ -86,12 +87,13 @@ def test_modes_of_generate(tiny, batch, uneven, reference, helpers, mode):
     assert helpers.gap(out, expected) < TOLERANCE
 
 
-def test_no_cache_and_no_padding(tiny, pictures, uneven, reference, helpers):
+@pytest.mark.parametrize("how", [{"use_cache": False}, {"generation_config": GenerationConfig(use_cache=False)}])
+def test_no_cache_and_no_padding(tiny, pictures, uneven, reference, helpers, how):
     # generate drops a mask of ones; without a cache the gaps in the positions then look like packed samples.
     single = tiny.prepare([pictures[0]], ["what is here ?"])
     expected = tiny.model.generate(**reference(single, uneven), **helpers.greedy)
     with attach(tiny.model, uneven, keep=helpers.keep):
-        out = tiny.model.generate(**single, **helpers.greedy, use_cache=False)
+        out = tiny.model.generate(**single, **helpers.greedy, **how)
     assert helpers.gap(out, expected) < TOLERANCE
 
 
@@ -124,6 +126,18 @@ def test_a_prompt_without_image_passes(tiny, helpers):
     assert torch.equal(out.sequences, plain.sequences)
     assert helpers.gap(out, plain) == 0
     assert attached.stats.total == 0
+
+
+def test_what_was_shared_serves_the_next_call_alone(tiny, batch, helpers):
+    text = tiny.prepare([None], ["w40"])
+    other = encode(tiny.model, batch | {"pixel_values": batch["pixel_values"].flip(0)})
+    with attach(tiny.model, "grid", keep=helpers.keep) as attached:
+        expected = tiny.model.generate(**batch, **helpers.greedy)
+        attached.share(other)
+        tiny.model.generate(**text, **helpers.greedy)
+        assert helpers.gap(tiny.model.generate(**batch, **helpers.greedy), expected) == 0
+        attached.share(other)
+        assert helpers.gap(tiny.model.generate(**batch, **helpers.greedy), expected) > 0.1
 
 
 def test_lengths_count_the_dropped_tokens(tiny, batch, helpers):
@@ -301,7 +315,7 @@ def test_renumber_closes_the_gaps(tiny, batch, helpers):
         out = tiny.model.generate(**batch, **helpers.greedy)
     with attach(tiny.model, reducer, keep=helpers.keep) as kept:
         other = tiny.model.generate(**batch, **helpers.greedy)
-    order, valid = kept.logical.order, kept.logical.valid
+    order, valid = kept.prompt_map.order, kept.prompt_map.valid
     features = tiny.model.get_image_features(batch["pixel_values"]).pooler_output
     embeds = tiny.model.get_input_embeddings()(batch["input_ids"])
     embeds = embeds.masked_scatter((batch["input_ids"] == 3)[..., None], torch.cat(list(features)))

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from shortening import compact
 
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer, create
-from lit_reduce.runtime import compact, encode
+from lit_reduce.runtime import encode
 from lit_reduce.tokens import Reduction
 
 IMAGE = 3

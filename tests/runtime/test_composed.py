@@ -105,7 +105,7 @@ def test_signals_in_between_are_those_of_the_right_patches():
     hook.remove()
     places = torch.arange(6) * 3 + 1  # among the 20 that block 1 saw, which were patches 3 to 22
     assert torch.allclose(reader.seen[0].signal("keys@1"), first["keys"][:, places], atol=1e-6)
-    assert attached.logical.kept_indices[0].tolist() == [int(places[i]) + 3 for i in reader.kept[0][0]]
+    assert attached.prompt_map.kept_indices[0].tolist() == [int(places[i]) + 3 for i in reader.kept[0][0]]
 
 
 def test_a_tower_that_gives_all_back_refuses_signals_it_no_longer_has():

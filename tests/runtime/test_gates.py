@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
-from lit_reduce.runtime import compact, encode, run_decoder
+from lit_reduce.runtime import Session, encode, run_decoder, shorten
+from lit_reduce.runtime.compact import unreduced
 from lit_reduce.runtime.decoder.hooks import DecoderHooks
-from lit_reduce.runtime.decoder.schedule import schedule_prompt
 from lit_reduce.tokens import Budget, Course, Reduction, VisualTokens
 
 KEEP = 0.5
@@ -48,16 +48,15 @@ class Gating(Reducer):
 
 
 def logits(tiny: Any, inputs: dict[str, Any], reducer: Reducer, progress: float | None) -> tuple[Tensor, DecoderHooks]:
-    encoded = encode(tiny.model, inputs)
-    short, logical = compact(tiny.model, inputs, encoded, reducer, 1.0)
-    inside = DecoderHooks(tiny.model, decoder=reducer)
-    inside.progress = progress
-    try:
-        sites = {"decoder": (reducer, Budget(KEEP))}
-        with inside.reading(schedule_prompt(tiny.model, short, logical, encoded, sites)):
-            return run_decoder(tiny.model, short), inside
-    finally:
-        inside.remove()
+    with Session(tiny.model, {"decoder": (reducer, Budget(KEEP))}, progress=progress).install() as session:
+        short, _ = session.shorten(inputs)
+        with session.reading():
+            return run_decoder(tiny.model, short), session.handlers[0].hooks
+
+
+def unshortened(tiny: Any) -> dict[str, Any]:
+    encoded = encode(tiny.model, tiny.inputs)
+    return shorten(tiny.model, tiny.inputs, encoded, unreduced(encoded))[0]
 
 
 FAMILIES = ["llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "paligemma"]
@@ -71,7 +70,7 @@ def test_soft_equals_hard(family, kernel):
     tiny, reducer = build(family, kernel), Gating()
     hard, dropped = logits(tiny, tiny.inputs, reducer, None)
     soft, gated = logits(tiny, tiny.inputs, reducer, 0.0)
-    plain = run_decoder(tiny.model, compact(tiny.model, tiny.inputs, encode(tiny.model, tiny.inputs), reducer, 1.0)[0])
+    plain = run_decoder(tiny.model, unshortened(tiny))
     seen = tiny.inputs["attention_mask"].bool() & hard.any(-1)
     assert float((soft - hard)[seen].abs().max()) < 1e-4
     assert float((soft - plain)[seen].abs().max()) > 1e-2, "the gates must matter, or the test proves nothing"
@@ -115,7 +114,7 @@ def test_layers_whose_mask_has_a_gradient_read_states_that_have_one():
     hooks = [x.self_attn.register_forward_pre_hook(look, with_kwargs=True) for x in tiny.model.get_decoder().layers]
     logits(tiny, tiny.inputs, Gating(sharp=3.0), 0.0)
     encoded = encode(tiny.model, tiny.inputs)
-    short, _ = compact(tiny.model, tiny.inputs, encoded, Gating(), 1.0)
+    short = unshortened(tiny)
     bias = [torch.zeros(len(x), requires_grad=True) for x in encoded.features]
     run_decoder(tiny.model, short, key_bias=bias)
     for hook in hooks:
@@ -162,10 +161,10 @@ def test_a_reducer_is_told_how_its_images_came_there(progress):
 def test_gates_need_a_mask_that_can_be_added_to():
     tiny = build("llava")
     _, inside = logits(tiny, tiny.inputs, Gating(), 0.0)
-    inside._flow = None
+    inside._state = None
     from lit_reduce.runtime.decoder.prefill_state import PrefillState
 
-    flow = PrefillState(None, 2, 4, 0, torch.device("cpu"))
-    flow.pictures = [picture.gated(torch.ones(36)) for picture in inside.pictures]
+    state = PrefillState(None, 2, 4, 0, torch.device("cpu"))
+    state.pictures = [picture.gated(torch.ones(36)) for picture in inside.pictures]
     with pytest.raises(UserError, match="sdpa or eager"):
-        flow.gated(torch.ones(2, 4), torch.float32)
+        state.gated(torch.ones(2, 4), torch.float32)

@@ -13,11 +13,11 @@ from families import FAMILIES, IMAGE, VIDEO, VIDEO_FAMILIES, Tiny, build, one
 from hidden import hide
 
 from lit_reduce.reducer import Reducer, available, create
-from lit_reduce.runtime import attach
-from lit_reduce.runtime.visual import Visual
+from lit_reduce.runtime import attach, projector
+from lit_reduce.runtime.visual import VisualOutput
 from lit_reduce.tokens import Reduction, VisualTokens
 
-compacting = importlib.import_module("lit_reduce.runtime.compact")  # the package has a function of this name
+compacting = importlib.import_module("lit_reduce.runtime.compact")
 TOLERANCE = 1e-4  # float32; weights of std 0.25 make logits of about 5
 GREEDY = {
     "max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True,
@@ -99,7 +99,7 @@ def test_dropping_equals_hiding(family, reducer):
     expected = tiny.model.generate(**reference, **steps)
     with attach(tiny.model, method, keep=KEEP) as attached:
         logits = tiny.model(**tiny.inputs).logits
-        seen = attached.logical.selected
+        seen = attached.prompt_map.selected
         out = tiny.model.generate(**tiny.inputs, **steps)
     assert 0 < attached.stats.kept < attached.stats.total == int((tiny.inputs["input_ids"] == tiny.token).sum())
     assert float((logits - prefill)[seen].abs().max()) < TOLERANCE
@@ -217,7 +217,7 @@ def test_bfloat16():
         expected = model(**hide(tiny, inputs, create("random"), KEEP)).logits
         with attach(model, create("random"), keep=KEEP) as attached:
             logits = model(**inputs).logits
-        assert float((logits - expected)[attached.logical.selected].abs().max()) < 0.15
+        assert float((logits - expected)[attached.prompt_map.selected].abs().max()) < 0.15
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
@@ -252,19 +252,25 @@ def forget_rows_of_positions(monkeypatch):
 
 
 def show_padding(monkeypatch):
-    right = compacting._left_padded
-    monkeypatch.setattr(compacting, "_left_padded", lambda x: (right(x)[0], torch.ones_like(right(x)[1])))
+    right = compacting.left_padded
+    monkeypatch.setattr(compacting, "left_padded", lambda x: (right(x)[0], torch.ones_like(right(x)[1]), False))
 
 
 def leave_deepstack(monkeypatch):
-    right = Visual.of.__func__
+    right = VisualOutput.of.__func__
     wrong = classmethod(lambda cls, x, levels: right(cls, x, [[y.flip(0) for y in level] for level in levels]))
-    monkeypatch.setattr(Visual, "of", wrong)
+    monkeypatch.setattr(VisualOutput, "of", wrong)
 
 
 def swap_pictures(monkeypatch):
-    right = compacting.reduce_images
-    monkeypatch.setattr(compacting, "reduce_images", lambda *a: tuple([x[1], x[0], *x[2:]] for x in right(*a)))
+    right = projector.reduce_images
+
+    def wrong(*args):
+        images = right(*args)
+        swapped = [[x[1], x[0], *x[2:]] for x in (images.features, images.kept_indices)]
+        return replace(images, features=swapped[0], kept_indices=swapped[1])
+
+    monkeypatch.setattr(projector, "reduce_images", wrong)
 
 
 MUTATIONS = [

@@ -1,62 +1,59 @@
 """Tests of the tests: break the runtime on purpose; the comparison with the masked model must notice."""
 
-import importlib
 from dataclasses import replace
 
 import pytest
 import torch
 
 from lit_reduce.reducer import create
-from lit_reduce.runtime import attach
+from lit_reduce.runtime import attach, compact, positions, projector, session
+from lit_reduce.runtime import conversation as turns
 
-# By import_module, because the package offers functions under the names of these modules.
-attaching, compact, turns = (
-    importlib.import_module(f"lit_reduce.runtime.{x}") for x in ("attach", "compact", "conversation")
-)
-left_padded, reduce_images = compact._left_padded, compact.reduce_images
+left_padded, reduce_images, shorten = compact.left_padded, compact.reduce_images, compact.shorten
 KEEP, NOTICED = 10, 1e-2
 
 
 def renumber(monkeypatch):
-    monkeypatch.setattr(attaching, "compact", lambda *args: compact.compact(*args[:5], positions="renumber"))
+    monkeypatch.setattr(session, "shorten", lambda *args: shorten(*args[:4], positions="renumber"))
 
 
 def shift_positions(monkeypatch):
-    right = compact.prompt_positions
-    monkeypatch.setattr(compact, "prompt_positions", lambda mask: right(mask) + (mask.cumsum(1) > 4))
+    right = positions.prompt_positions
+    monkeypatch.setattr(positions, "prompt_positions", lambda mask: right(mask) + (mask.cumsum(1) > 4))
 
 
 def show_padding(monkeypatch):
     def wrong(*args):
-        short, logical = compact.compact(*args)
-        return short | {"attention_mask": torch.ones_like(short["attention_mask"])}, logical
+        short, prompt_map = shorten(*args)
+        return short | {"attention_mask": torch.ones_like(short["attention_mask"])}, prompt_map
 
-    monkeypatch.setattr(attaching, "compact", wrong)
+    monkeypatch.setattr(session, "shorten", wrong)
 
 
 def pad_on_the_right(monkeypatch):
     def wrong(selected):
         order = torch.argsort((~selected).int(), dim=1, stable=True)[:, : int(selected.sum(1).max())]
-        return order, selected.gather(1, order)
+        return order, selected.gather(1, order), True
 
-    monkeypatch.setattr(compact, "_left_padded", wrong)
+    monkeypatch.setattr(compact, "left_padded", wrong)
 
 
 def reverse_kept_order(monkeypatch):
     def wrong(*args):
-        features, stays, kept_indices = reduce_images(*args)
-        return [x.flip(0) for x in features], stays, kept_indices
+        images = reduce_images(*args)
+        return replace(images, features=[x.flip(0) for x in images.features])
 
-    monkeypatch.setattr(compact, "reduce_images", wrong)
+    monkeypatch.setattr(projector, "reduce_images", wrong)
 
 
 def swap_images(monkeypatch):
     def wrong(*args):
-        features, stays, kept_indices = reduce_images(*args)
+        images = reduce_images(*args)
+        features = images.features
         same = [x for x in features if len(x) == len(features[0])]
-        return [*same[1:], same[0], *features[len(same) :]], stays, kept_indices
+        return replace(images, features=[*same[1:], same[0], *features[len(same) :]])
 
-    monkeypatch.setattr(compact, "reduce_images", wrong)
+    monkeypatch.setattr(projector, "reduce_images", wrong)
 
 
 def drop_a_text_token(monkeypatch):
@@ -65,15 +62,15 @@ def drop_a_text_token(monkeypatch):
         selected[:, -2] = False
         return left_padded(selected)
 
-    monkeypatch.setattr(compact, "_left_padded", wrong)
+    monkeypatch.setattr(compact, "left_padded", wrong)
 
 
 def keep_the_next_token(monkeypatch):
     def wrong(*args):
-        features, stays, kept_indices = reduce_images(*args)
-        return features, [stay.roll(1) for stay in stays], kept_indices
+        images = reduce_images(*args)
+        return replace(images, kept_indices=[(index + 1).remainder(36).sort().values for index in images.kept_indices])
 
-    monkeypatch.setattr(compact, "reduce_images", wrong)
+    monkeypatch.setattr(projector, "reduce_images", wrong)
 
 
 def error(tiny, batch, reference, helpers) -> float:

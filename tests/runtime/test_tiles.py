@@ -53,14 +53,14 @@ def test_tiles_of_a_picture_share_its_budget(family):
     expected = tiny.model.generate(**hide(tiny, tiny.inputs, reducer, 0.4), **GREEDY)
     with attach(tiny.model, reducer, keep=0.4) as attached:
         out = tiny.model.generate(**tiny.inputs, **GREEDY)
-    assert attached.logical.kept == [11, 4, 7]
-    tiles = torch.bincount(attached.logical.kept_indices[0] // 9, minlength=3).tolist()
+    assert attached.prompt_map.kept == [11, 4, 7]
+    tiles = torch.bincount(attached.prompt_map.kept_indices[0] // 9, minlength=3).tolist()
     assert sum(tiles) == 11
     assert len(set(tiles)) > 1, "an equal share of each tile would be another budget"
     assert max(float((a - b).abs().max()) for a, b in zip(out.logits, expected.logits, strict=True)) < TOLERANCE
     with attach(tiny.model, reducer, keep=9) as attached:  # a count is a picture's, not a tile's
         tiny.model.generate(**tiny.inputs, **GREEDY)
-    assert attached.logical.kept == [9, 9, 9]
+    assert attached.prompt_map.kept == [9, 9, 9]
 
 
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
@@ -69,11 +69,11 @@ def test_tiles_with_newlines_share_their_pictures_budget(family):
     tiles = (tiny.inputs["pixel_values"].shape[1], 36)
     with attach(tiny.model, "grid", keep=30) as attached:
         tiny.model.generate(**tiny.inputs, **GREEDY)
-    assert attached.logical.kept == [30, 30, 30]
-    assert all(36 < count <= tiles[0] * 36 + 12 for count in attached.logical.total)
+    assert attached.prompt_map.kept == [30, 30, 30]
+    assert all(36 < count <= tiles[0] * 36 + 12 for count in attached.prompt_map.total)
     assert all(
         bool((kept_indices >= 36).any()) and bool((kept_indices < 36).any())
-        for kept_indices in attached.logical.kept_indices
+        for kept_indices in attached.prompt_map.kept_indices
     )
 
 
@@ -82,5 +82,5 @@ def test_crops_of_gemma3_are_pictures_of_their_own():
     tiny = build("gemma3")
     with attach(tiny.model, "random", keep=4) as attached:
         tiny.model.generate(**tiny.inputs, **GREEDY)
-    assert attached.logical.kept == [4, 4, 4]
-    assert attached.logical.grids == [(1, 3, 3)] * 3
+    assert attached.prompt_map.kept == [4, 4, 4]
+    assert attached.prompt_map.grids == [(1, 3, 3)] * 3

@@ -1,6 +1,6 @@
-"""Reads a little of one attention call without ever building the map or leaving the fast kernels.
+"""Reads a few rows of one attention call without building the map or leaving the fast kernels.
 
-A tap gives one attention module a view of its config with another implementation name. The function behind that name
+A probe gives one attention module a view of its config with another implementation name. The function behind that name
 sees queries and keys (after rotary embedding and cache), computes only what is asked for, and hands the call on to
 the module's own implementation, so the module's output does not change by a bit.
 """
@@ -22,7 +22,7 @@ CHUNK = 1024  # query rows at a time where all of them are wanted
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """One call of an attention function.
 
     Attributes:
@@ -77,33 +77,33 @@ class AttentionProbe:
         rows: What was read at each call; by default ``[B, H, R, keys]`` float32 probabilities.
     """
 
-    def __init__(self, attention: nn.Module, rows: Rows | Callable[[Call], Any] = CLS) -> None:
-        """Prepare a tap.
+    def __init__(self, attention: nn.Module, rows: Rows | Callable[[AttentionCall], Any] = CLS) -> None:
+        """Prepare a probe.
 
         Args:
             attention: A transformers attention module.
             rows: Which queries to read: `CLS` (the first), `LAST`, a slice, a 1-D tensor of indices, or a ``[B, R]``
-                tensor when they differ between samples; or a function that reads what it likes from a `Call`.
+                tensor when they differ between samples; or a function that reads what it likes from a `AttentionCall`.
         """
         self.attention: Any = attention
         self.asked = rows
         self.rows: list[Any] = []
 
     def __enter__(self) -> "AttentionProbe":
-        self.attention.config = View(self.attention.config, "tap", tap=self)
+        self.attention.config = View(self.attention.config, "probe", probe=self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Taps on one module are nested, so the view to take away is always the outermost.
+        # Probes on one module are nested, so the view to take away is always the outermost.
         self.attention.config = self.attention.config._base
 
     @torch.no_grad()
-    def see(self, call: Call) -> None:
+    def see(self, call: AttentionCall) -> None:
         """Read one call."""
         self.rows.append(self.asked(call) if callable(self.asked) else call.rows(self.asked))
 
     def change(self, out: Tensor) -> Tensor:
-        """What the module puts out ``[B, Q, H, d]``; a tap that does more than look returns something else."""
+        """What the module puts out ``[B, Q, H, d]``; a probe that does more than look returns something else."""
         return out
 
 
@@ -146,7 +146,7 @@ class View:
         return f"lit_reduce_{flash}{self._kernel}"
 
 
-def _tapped(
+def _probed(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     view = module.config
@@ -156,11 +156,11 @@ def _tapped(
     lengths = kwargs.get("cu_seq_lens_q")  # flash attention over several images in one row
     cuts = [query.shape[2]] if lengths is None else lengths.diff().tolist()
     for q, k, v in zip(*(x.split(cuts, 2) if len(cuts) > 1 else [x] for x in (query, key, value)), strict=True):
-        view.tap.see(Call(q, k, v, attention_mask, scaling, causal))
+        view.probe.see(AttentionCall(q, k, v, attention_mask, scaling, causal))
     module.config = view._base  # flash attention reads its kernel's name from here
     try:
         out, weights = attend(module, query, key, value, attention_mask, **kwargs)
-        return view.tap.change(out), weights
+        return view.probe.change(out), weights
     finally:
         module.config = view
 
@@ -175,5 +175,5 @@ def attend(
     return result
 
 
-AttentionInterface.register("lit_reduce_tap", _tapped)
-AttentionInterface.register("lit_reduce_flash_tap", _tapped)
+AttentionInterface.register("lit_reduce_probe", _probed)
+AttentionInterface.register("lit_reduce_flash_probe", _probed)

@@ -1,4 +1,4 @@
-"""The names of signals, and what one block of a vision tower has to say under each."""
+"""Names of signals, and how each is read from one block of a vision tower."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +13,7 @@ from lit_reduce.backbones.families import Family
 from lit_reduce.backbones.layouts import Inputs, Layout
 from lit_reduce.backbones.towers import tower_of
 from lit_reduce.errors import UserError
-from lit_reduce.runtime.attention.probe import CLS, AttentionProbe, Call
+from lit_reduce.runtime.attention.probe import CLS, AttentionCall, AttentionProbe
 
 ATTENTION = frozenset({"cls", "received", "keys", "queries", "values", "cls_query"})  # read from one attention call
 TOWER = ATTENTION | {"encoder"}
@@ -60,7 +60,7 @@ class Signal(NamedTuple):
         return self.layer % depth
 
 
-def read(call: Call, names: Iterable[str], prefix: int) -> dict[str, Tensor]:
+def read(call: AttentionCall, names: Iterable[str], prefix: int) -> dict[str, Tensor]:
     """What a tower's attention shows of its patches in one call, each ``[B, N, C]``.
 
     Towers without CLS give ``received`` as ``cls``, and every patch's own query (the mean is yet to be taken) as
@@ -90,7 +90,7 @@ def _flat(x: Tensor) -> Tensor:
 
 
 class SignalRecorder:
-    """Taps and hooks on a vision tower for some signals, while the ``with`` block lasts."""
+    """Probes and hooks on a vision tower for some signals, while the ``with`` block lasts."""
 
     def __init__(self, model: Any, family: Family, asked: Mapping[str, Signal]) -> None:
         self.model = model
@@ -116,8 +116,8 @@ class SignalRecorder:
             if signal.name in ATTENTION:
                 wanted.setdefault(self.blocks[text], set()).add(signal.name)
         for number, names in wanted.items():
-            tap = AttentionProbe(self.tower.attention(number), partial(read, names=names, prefix=self.tower.prefix))
-            self.calls[number] = self.stack.enter_context(tap).rows
+            probe = AttentionProbe(self.tower.attention(number), partial(read, names=names, prefix=self.tower.prefix))
+            self.calls[number] = self.stack.enter_context(probe).rows
         return self
 
     def __exit__(self, *_: object) -> None:

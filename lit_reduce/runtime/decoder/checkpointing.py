@@ -1,4 +1,4 @@
-"""Less memory for a second forward pass: a decoder layer's inner values are made again when its gradient is due."""
+"""Gradient checkpointing of decoder layers for a model in evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def recomputed(model: Any) -> Iterator[None]:
-    """Within the block each layer of the language model keeps its inputs alone for the backward pass.
+    """Within the ``with`` block each layer of the language model keeps only its inputs for the backward pass.
 
     The model's own switch acts in training mode, in which a frozen model must not be. Hooks of a layer run once,
-    outside of what is made again; hooks deeper inside would have to be there still when gradients flow, so what acts
+    outside of what is made again; hooks deeper inside would have to be there still when gradients state, so what acts
     inside the language model cannot be used with this. Nothing in a frozen layer is random: no state of chance is kept.
     """
     layers = list(model.get_decoder().layers)

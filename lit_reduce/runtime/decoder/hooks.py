@@ -1,11 +1,11 @@
-"""Reducers at work inside the language model: between its layers, beside its keys and in its cache.
+"""Hooks that run reducers inside the language model: between its layers and in its cache.
 
-Hooks stand before each decoder layer. transformers goes on counting all tokens; the hooks narrow what a layer computes
-on, give it the mask that fits, and tell its cache layer which slots its keys have (see `slots`). While nothing is
-dropped they touch nothing.
+A hook runs before each decoder layer. transformers goes on counting all tokens; the hooks narrow what a layer computes
+on, give it the mask that fits, and tell its cache layer which slots its keys have (see `slot_cache`). While nothing is
+dropped they change nothing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,71 +18,70 @@ from transformers.utils.generic import is_flash_attention_requested
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
 from lit_reduce.runtime.cache_compat import CACHE, cache_in
-from lit_reduce.runtime.call import call, kept, now
-from lit_reduce.runtime.decoder.attention_rows import AttentionRows, sources
-from lit_reduce.runtime.decoder.prefill_state import Picture, PrefillState, Prompt
+from lit_reduce.runtime.call import call_reducer, kept_mask, now
+from lit_reduce.runtime.decoder.attention_rows import AttentionRows
+from lit_reduce.runtime.decoder.prefill_state import PrefillState
+from lit_reduce.runtime.decoder.prompt import ImageTokens, Prompt
 from lit_reduce.runtime.decoder.run import tracked
-from lit_reduce.runtime.decoder.slot_cache import PAD, Entries, Extra, StaticSlotLayer, install, slotted, take
+from lit_reduce.runtime.decoder.slot_cache import PAD, Entries, StaticSlotLayer, slotted, use_slots
+from lit_reduce.runtime.gather import gather_rows
+from lit_reduce.runtime.patches import ModelHooks, Patches
 from lit_reduce.tokens import Course, VisualTokens
 
-Recall = Callable[[PrefillState], Extra]
 
-
-class DecoderHooks:
-    """The hooks of a decoder and, at most, one reducer between its layers and one at its cache.
+class DecoderHooks(ModelHooks):
+    """The hooks of a decoder for, at most, one reducer between its layers and one at its cache.
 
     Attributes:
         decoder: Acts between layers: drops, merges, or (kind ``skip``) lets tokens pass by a layer.
         cache: Acts once, at the end of the prompt: from the first decode step on its keys are gone.
         progress: Of training, see `Course`; None at inference.
-        recall: Keys and values that some layers see beside their own, by layer; called once for each prompt.
         counts: Tokens of each image that each layer worked on in the last prompt.
         cached: Visual keys that each layer's cache holds after it, where a reducer acts there.
         pictures: The images with what was left of them at the end, in the last layer.
-        spent: Milliseconds that reducers took in the last call, the reading of their signals apart.
+        elapsed_ms: Milliseconds that reducers took in the last call, the reading of their signals apart.
     """
 
-    def __init__(self, model: Any, decoder: Reducer | None = None, cache: Reducer | None = None) -> None:
+    def __init__(
+        self, model: Any, decoder: Reducer | None = None, cache: Reducer | None = None, progress: float | None = None
+    ) -> None:
+        super().__init__()
         self.model, self.lm = model, model.get_decoder()
-        self.decoder, self.cache = decoder, cache
-        self.recall: dict[int, Recall] = {}
-        self.progress: float | None = None
+        self.decoder, self.cache, self.progress = decoder, cache, progress
         self.rows = AttentionRows(self.lm)
         self._prompt: Prompt | None = None
-        self._flow: PrefillState | None = None
+        self._state: PrefillState | None = None
         self._store: Cache | None = None
         self._passed: tuple[PrefillState, Tensor, Tensor | None] | None = None
-        self.clear()
-        self._handles = [
-            self.lm.register_forward_pre_hook(self._enter, with_kwargs=True),
-            self.lm.register_forward_hook(self._leave),
-        ]
-        for number, layer in enumerate(self.lm.layers):
-            self._handles.append(layer.register_forward_pre_hook(partial(self._before, number), with_kwargs=True))
-            if decoder is not None and decoder.kind == "skip":
-                self._handles.append(layer.register_forward_hook(self._rejoin))
-        # Models that add visual features between their first layers (Qwen3-VL) do so at all places of the prompt.
         self._deepstack = getattr(self.lm, "_deepstack_process", None)
+        self.clear()
+
+    def _patch(self, patches: Patches) -> None:
+        patches.pre_hook(self.lm, self._enter, with_kwargs=True)
+        patches.hook(self.lm, self._leave)
+        for number, layer in enumerate(self.lm.layers):
+            patches.pre_hook(layer, partial(self._before, number), with_kwargs=True)
+            if self.decoder is not None and self.decoder.kind == "skip":
+                patches.hook(layer, self._rejoin)
+        # Models that add visual features between their first layers (Qwen3-VL) do so at all places of the prompt.
         if self._deepstack is not None:
-            vars(self.lm)["_deepstack_process"] = self._deepstack_reduced
+            patches.set(self.lm, "_deepstack_process", self._deepstack_reduced)
 
     def remove(self) -> None:
         """Take the hooks away; harmless when repeated."""
-        for handle in self._handles:
-            handle.remove()
-        vars(self.lm).pop("_deepstack_process", None)
+        super().remove()
         self._rest()
 
     def clear(self) -> None:
-        """Forget what the last call did."""
+        """Reset what the last call recorded."""
         self.counts: list[list[int]] = []
         self.cached: list[int] = []
-        self.pictures: list[Picture] = []
-        self.spent = 0.0
+        self.pictures: list[ImageTokens] = []
+        self.elapsed_ms = 0.0
 
     @contextmanager
     def reading(self, prompt: Prompt | None) -> Iterator[None]:
-        """While it lasts, the next pass through the language model reads this prompt."""
+        """Within the ``with`` block the next pass through the language model reads this prompt."""
         self.clear()
         self._prompt = prompt
         try:
@@ -92,7 +91,7 @@ class DecoderHooks:
             self._rest()
 
     def _rest(self) -> None:
-        self._flow = self._store = self._passed = None
+        self._state = self._store = self._passed = None
         self.rows.stop()
 
     # The pass as a whole ----------------------------------------------------------------------------------------------
@@ -100,7 +99,7 @@ class DecoderHooks:
     def _enter(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         cache, prompt = cache_in(kwargs), self._prompt
         if prompt is None and not slotted(cache):
-            self._flow = None
+            self._state = None
             return None
         embeds = kwargs["inputs_embeds"]
         if prompt is not None:
@@ -116,9 +115,9 @@ class DecoderHooks:
             prompt = prompt.repeat(len(embeds) // len(prompt.real))
             self.clear()
         if cache is not None:
-            install(cache)
+            use_slots(cache)
         past = 0 if cache is None else cache.get_seq_length()
-        self._flow, self._store = PrefillState(prompt, len(embeds), embeds.shape[1], past, embeds.device), cache
+        self._state, self._store = PrefillState(prompt, len(embeds), embeds.shape[1], past, embeds.device), cache
         if prompt is not None:
             self.rows.start(prompt, embeds, self.decoder, self.cache)
         return args, kwargs
@@ -128,87 +127,68 @@ class DecoderHooks:
         return not saving and bool(self.lm.config.use_cache if asked is None else asked)
 
     def _leave(self, _: Any, __: Any, out: Any) -> Any:
-        flow, store = self._flow, self._store
-        if flow is None:
+        state, store = self._state, self._store
+        if state is None:
             return out
-        if flow.prompt is not None:
-            self.pictures = flow.pictures
+        if state.prompt is not None:
+            self.pictures = state.pictures
             if self.cache is not None and store is not None:
                 self._evict(store)
             self.rows.stop()
-        if flow.index is not None:  # positions of dropped tokens become zero, so labels and slices stay where they were
+        if state.index is not None:  # dropped tokens become zero, so labels and slices stay where they were
             hidden = out.last_hidden_state
-            out.last_hidden_state = flow.spread(hidden, hidden.new_zeros(len(hidden), flow.length, hidden.shape[2]))
-        self._flow = self._store = None
+            out.last_hidden_state = state.spread(hidden, hidden.new_zeros(len(hidden), state.length, hidden.shape[2]))
+        self._state = self._store = None
         return out
 
     # One layer --------------------------------------------------------------------------------------------------------
 
     def _before(self, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        flow = self._flow
-        if flow is None:
+        state = self._state
+        if state is None:
             return None
-        if flow.prompt is not None:
+        if state.prompt is not None:
             if number == 0:
-                self.rows.ahead(layer, args[0], kwargs, flow)
-            hidden, flow = self._stage(number, flow, args[0])
-            args, self._flow = (hidden, *args[1:]), flow
-            self.counts.append([picture.count for picture in flow.pictures])
+                self.rows.ahead(layer, args[0], kwargs, state)
+            hidden, state = self._stage(number, state, args[0])
+            args, self._state = (hidden, *args[1:]), state
+            self.counts.append([picture.count for picture in state.pictures])
         store = None if self._store is None else self._store.layers[number]
-        extra = self._extra(number, layer, flow)
-        if flow.index is not None:
-            kwargs["position_embeddings"] = tuple(take(t, flow.index, 1) for t in kwargs["position_embeddings"])
+        if state.index is not None:
+            kwargs["position_embeddings"] = tuple(gather_rows(t, state.index, 1) for t in kwargs["position_embeddings"])
             # Only flash attention reads these, to guess packed samples: gaps would look like packing.
             kwargs["position_ids"] = None
-        slots = flow.slots if extra is None else torch.cat([extra.slots, flow.slots], 1)
-        padded = flow.padded or (extra is not None and not bool(extra.valid.all()))
-        plain = flow.index is None and extra is None
-        if not plain or (store is not None and not store.plain):
-            fixed = isinstance(store, StaticSlotLayer)
-            keys = slots if store is None else store.key_slots(slots, flow.length)
-            kwargs["attention_mask"] = flow.mask(
-                kwargs.get("attention_mask"),
-                keys,
-                padded or fixed or (store is not None and store.padded),
-                extra is not None or number in self.recall,
-                is_flash_attention_requested(layer.self_attn.config),
-            )
-        if flow.prompt is not None:
-            kwargs["attention_mask"] = mask = flow.gated(kwargs.get("attention_mask"), args[0].dtype)
+        if state.index is not None or (store is not None and not store.plain):
+            keys = state.slots if store is None else store.key_slots(state.slots, state.length)
+            padded = state.padded or isinstance(store, StaticSlotLayer) or (store is not None and store.padded)
+            flash = is_flash_attention_requested(layer.self_attn.config)
+            kwargs["attention_mask"] = state.mask(kwargs.get("attention_mask"), keys, padded, flash)
+        if state.prompt is not None:
+            kwargs["attention_mask"] = mask = state.gated(kwargs.get("attention_mask"), args[0].dtype)
             args = (tracked(args[0], mask), *args[1:])
-            offset = (0 if store is None else store.before()) + slots.shape[1] - flow.slots.shape[1]
-            self.rows.aim(number, flow, offset)
+            self.rows.aim(number, state, 0 if store is None else store.before())
         if store is not None:
-            store.expect(Entries(flow.slots, flow.length, extra, plain, padded))
-        elif extra is not None:
-            kwargs[CACHE] = _Beside(extra)
+            store.expect(Entries(state.slots, state.length, state.index is None, state.padded))
         return args, kwargs
 
-    def _extra(self, number: int, layer: Any, flow: PrefillState) -> Extra | None:
-        if number not in self.recall or flow.prompt is None:
-            return None
-        if layer.training and getattr(layer, "gradient_checkpointing", False):
-            raise UserError("gradient checkpointing takes extra keys away from a layer; switch it off for recall")
-        return self.recall[number](flow)
-
-    def _stage(self, number: int, flow: PrefillState, hidden: Tensor) -> tuple[Tensor, PrefillState]:
-        """Reduce the pictures that have fewer tokens from this layer on."""
-        due = [p for p in flow.pictures if self._due(number, p)]
+    def _stage(self, number: int, state: PrefillState, hidden: Tensor) -> tuple[Tensor, PrefillState]:
+        """Reduce the images that have fewer tokens from this layer on."""
+        due = [p for p in state.pictures if self._due(number, p)]
         if self.decoder is None or not due:
-            return hidden, flow
+            return hidden, state
         start, skips = now(hidden), self.decoder.kind == "skip"
         here = {p.number: p.at(number) for p in due}
         due = list(here.values())
-        flow.pictures = [here.get(p.number, p) for p in flow.pictures]
-        gone: list[tuple[Picture, Tensor]] = []
+        state.pictures = [here.get(p.number, p) for p in state.pictures]
+        gone: list[tuple[ImageTokens, Tensor]] = []
         stays, weight = hidden.new_ones(hidden.shape[:2]), None
         for group in _groups(due, [p.stages[number] for p in due]):
             rows = torch.tensor([p.row for p in group], device=hidden.device)[:, None]
             columns = torch.stack([p.columns for p in group])
             given = self.rows.read(self.decoder, number, group)
             tokens = VisualTokens(hidden[rows, columns], group[0].grid, given, number, self._course(group))
-            reduction = call(self.decoder, tokens, min(group[0].stages[number], tokens.count - 1))
-            stay = kept(reduction, tokens.count)
+            reduction = call_reducer(self.decoder, tokens, min(group[0].stages[number], tokens.count - 1))
+            stay = kept_mask(reduction, tokens.count)
             if reduction.features is not None:
                 places = columns.gather(1, reduction.kept_indices)
                 real = slice(None) if reduction.valid is None else reduction.valid
@@ -228,30 +208,30 @@ class DecoderHooks:
             gone += zip(group, stay, strict=True)
         if skips:
             passing, update = (hidden, None) if weight is None else _weighted(hidden, stays > 0, weight)
-            self._passed, flow = (flow, passing, update), flow.copy()
-        flow.pictures = [here.get(p.number, p) for p in flow.pictures]
-        hidden = flow.narrow(hidden, gone)
-        self.spent += 1000 * (now(hidden) - start)
-        return hidden, flow
+            self._passed, state = (state, passing, update), state.copy()
+        state.pictures = [here.get(p.number, p) for p in state.pictures]
+        hidden = state.narrow(hidden, gone)
+        self.elapsed_ms += 1000 * (now(hidden) - start)
+        return hidden, state
 
-    def _due(self, number: int, picture: Picture) -> bool:
-        """Whether a picture is to lose tokens before this layer."""
+    def _due(self, number: int, picture: ImageTokens) -> bool:
+        """Whether an image loses tokens before this layer."""
         if self.decoder is None or number not in picture.stages:
             return False
         asked = self.decoder.adaptive_count and picture.keep < picture.entered and picture.count > 1
         return asked or picture.stages[number] < picture.count
 
-    def _course(self, group: list[Picture]) -> Course:
+    def _course(self, group: list[ImageTokens]) -> Course:
         spent = torch.stack([torch.as_tensor(p.spent, device=p.columns.device, dtype=torch.float32) for p in group])
         return Course(len(self.lm.layers), group[0].entered, group[0].keep, spent, self.progress)
 
     def _rejoin(self, _: Any, __: Any, out: Tensor) -> Tensor:
-        """Bring the tokens back that passed a layer by."""
-        if self._passed is None or self._flow is None:
+        """Put the tokens back that skipped a layer."""
+        if self._passed is None or self._state is None:
             return out
-        (before, hidden, update), flow = self._passed, self._flow
-        self._flow, self._passed = before, None
-        out = flow.spread(out, hidden, before)
+        (before, hidden, update), state = self._passed, self._state
+        self._state, self._passed = before, None
+        out = state.spread(out, hidden, before)
         return out if update is None else torch.lerp(hidden, out, update)  # a weight of 1 changes not a bit
 
     # The cache --------------------------------------------------------------------------------------------------------
@@ -265,72 +245,42 @@ class DecoderHooks:
             if due:
                 start = now(layer.keys)
                 keep = layer.slots != PAD
-                less: dict[int, Picture] = {}
+                less: dict[int, ImageTokens] = {}
                 for group in _groups(due, [p.cached[number] for p in due]):
                     samples = torch.tensor([p.row for p in group], device=keep.device)[:, None]
                     columns = torch.stack([p.columns for p in group])
                     keys = layer.keys.transpose(1, 2)[samples, columns].flatten(2)
                     tokens = VisualTokens(keys, group[0].grid, self.rows.read(self.cache, number, group), number)
-                    reduction = call(self.cache, tokens, group[0].cached[number])
+                    reduction = call_reducer(self.cache, tokens, group[0].cached[number])
                     if reduction.features is not None:
                         raise ValueError(f"reducer '{self.cache.name}' must not make new tokens at the cache")
-                    stay = kept(reduction, tokens.count)
+                    stay = kept_mask(reduction, tokens.count)
                     keep[samples, columns] = stay
                     less |= {p.number: p.only(x.nonzero()[:, 0]) for p, x in zip(group, stay, strict=True)}
                 layer.evict(keep)
                 left = [less.get(p.number, p) for p in left]
-                self.spent += 1000 * (now(keep) - start)
+                self.elapsed_ms += 1000 * (now(keep) - start)
             self.cached.append(sum(p.count for p in left))
         self.pictures = left
 
     def _deepstack_reduced(self, hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
-        flow = self._flow
-        if flow is None or flow.index is None:
+        state = self._state
+        if state is None or state.index is None:
             return self._deepstack(hidden, visual, features)  # type: ignore[no-any-return, misc]
         rank = visual.flatten().cumsum(0).view_as(visual) - 1
-        now = visual.gather(1, flow.index) & (flow.slots != PAD)
-        return self._deepstack(hidden, now, features[rank.gather(1, flow.index)[now]])  # type: ignore[no-any-return, misc]
-
-
-class _Beside:
-    """Stands in for the cache of one layer when there is none, as in training: it only adds the extra entries."""
-
-    def __init__(self, extra: Extra) -> None:
-        self.extra = extra
-
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.extra.keys, keys], 2), torch.cat([self.extra.values, values], 2)
+        now = visual.gather(1, state.index) & (state.slots != PAD)
+        return self._deepstack(hidden, now, features[rank.gather(1, state.index)[now]])  # type: ignore[no-any-return, misc]
 
 
 def _weighted(hidden: Tensor, stays: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What tokens ``[B, n, D]`` are that pass a layer by, and what its update ``[B, n, 1]`` of the others counts."""
+    """Tokens ``[B, n, D]`` that skip a layer, and the weight ``[B, n, 1]`` of its update for the others."""
     weight = weight[..., None]
     return torch.where(stays[..., None], hidden, hidden * weight), torch.where(stays[..., None], weight, 1)
 
 
-def stages_of(reducer: Reducer, depth: int, tokens: int, keep: int) -> dict[int, int]:
-    """`Reducer.stages`, checked.
-
-    Raises:
-        UserError: layers that the decoder lacks, no layer at all, counts that rise, or a signal that no layer before
-            the first stage has.
-    """
-    stages = dict(sorted(reducer.stages(depth, tokens, keep).items()))
-    if not stages or min(stages) < 0 or max(stages) >= depth:
-        where = ", ".join(map(str, stages)) or "none"
-        raise UserError(f"'{reducer.name}' acts before layers {where}; this decoder has the layers 0 to {depth - 1}")
-    counts = list(stages.values())
-    rises = reducer.site != "cache" and reducer.kind != "skip" and counts != sorted(counts, reverse=True)
-    if rises or min(counts) < 1 or max(counts) > tokens:
-        raise UserError(f"'{reducer.name}' cannot keep {counts} of {tokens} tokens at its layers")
-    for stage in stages:
-        sources(reducer, stage, depth)
-    return stages
-
-
-def _groups(pictures: list[Picture], budgets: list[int]) -> list[list[Picture]]:
-    """Pictures of equal count, grid and budget, now and in all: one call of the reducer each."""
-    groups: dict[Any, list[Picture]] = {}
+def _groups(pictures: list[ImageTokens], budgets: list[int]) -> list[list[ImageTokens]]:
+    """Group images of equal count, grid and budget, now and in all: one call of the reducer each."""
+    groups: dict[Any, list[ImageTokens]] = {}
     for picture, budget in zip(pictures, budgets, strict=True):
         key = (picture.count, picture.grid, budget, picture.entered, picture.keep)
         groups.setdefault(key, []).append(picture)

@@ -1,4 +1,4 @@
-"""Runs a model on visual features that are given, for training: no tower, no cache, gradients to what was given."""
+"""Runs a model on given visual features, for training: without tower and cache, with gradients to the features."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lit_reduce.backbones.families import family_of
 from lit_reduce.errors import UserError
-from lit_reduce.runtime.compact import positions_of
-from lit_reduce.runtime.encode import KINDS, placeholders
-from lit_reduce.runtime.visual import Visual
+from lit_reduce.runtime.encode import MEDIA, placeholders
+from lit_reduce.runtime.positions import positions_of
+from lit_reduce.runtime.visual import VisualOutput
 
 BESIDE = ("token_type_ids", "mm_token_type_ids")
 
@@ -24,15 +24,15 @@ def run_decoder(
     at: Tensor | None = None,
     deepstack: Sequence[Sequence[Tensor]] = (),
 ) -> Tensor:
-    """Logits of a prompt whose visual features are given; gradients flow to ``features`` and ``key_bias``.
+    """Logits of a prompt whose visual features are given; gradients state to ``features`` and ``key_bias``.
 
     The model's own code puts features, positions and masks together, so every family reads what it always reads.
 
     Args:
         model: The frozen backbone.
         inputs: ``input_ids`` and ``attention_mask`` ``[B, L]``, and ``position_ids`` where they have gaps: either the
-            full prompt with all that the processor made for it, or what `compact` returned.
-        features: One ``[n_i, D]`` for each image, then for each video; by default those that `compact` put into
+            full prompt with all that the processor made for it, or what `shorten` returned.
+        features: One ``[n_i, D]`` for each image, then for each video; by default those that `shorten` put into
             ``inputs``.
         key_bias: One ``[n_i]`` for each image, added to the attention logits of that key in every layer and head:
             0 shows a token, the dtype's lowest value hides it (the training gate).
@@ -45,7 +45,7 @@ def run_decoder(
     """
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask  # never None: gaps in positions would read as packed samples
-    places = inputs.get("position_ids")
+    position_ids = inputs.get("position_ids")
     given = {name: inputs[name] for name in BESIDE if inputs.get(name) is not None}
     visual = inputs.get("mm_encoder_outputs") if features is None else _visual(model, ids, features, deepstack)
     if visual:
@@ -54,7 +54,7 @@ def run_decoder(
         hidden = model.base_model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=positions_of(model, inputs, mask) if places is None else places,
+            position_ids=positions_of(model, inputs, mask) if position_ids is None else position_ids,
             use_cache=False,
             **given,
         ).last_hidden_state
@@ -73,7 +73,7 @@ def embed(model: Any, ids: Tensor, features: Sequence[Tensor]) -> Tensor:
         raise UserError(
             "several questions about one picture in one row, as distillation lays them, do not fit "
             f"'{model.config.model_type}': "
-            "it places pictures in several dimensions, or lets their tokens look ahead"
+            "it position_ids pictures in several dimensions, or lets their tokens look ahead"
         )
     embeds: Tensor = model.get_input_embeddings()(ids)
     if len(features) == 0:
@@ -84,23 +84,23 @@ def embed(model: Any, ids: Tensor, features: Sequence[Tensor]) -> Tensor:
 
 def _visual(
     model: Any, ids: Tensor, features: Sequence[Tensor] | Tensor, deepstack: Sequence[Sequence[Tensor]]
-) -> dict[str, Visual]:
+) -> dict[str, VisualOutput]:
     """The features as the model's own tower would have given them, images first."""
-    rows, found = list(features), dict[str, Visual]()
+    rows, found = list(features), dict[str, VisualOutput]()
     start, counts = 0, [len(x) for x in rows]
-    for kind in KINDS:
+    for kind in MEDIA:
         wanted, end = int(placeholders(model, ids, kind).sum()), start
         while end < len(rows) and sum(counts[start:end]) < wanted:
             end += 1
         if end > start:
             levels = [list(level[start:end]) for level in deepstack]
-            found[kind] = Visual.of(rows[start:end], levels)
+            found[kind] = VisualOutput.of(rows[start:end], levels)
         start = end
     return found
 
 
 def tracked(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """The states of a layer, with a gradient where its mask has one: the first layer of a frozen model has none else.
+    """The hidden states of a layer, requiring a gradient where its mask does: in the first layer nothing else would.
 
     The fused kernel on GPUs keeps what the gradient of a mask needs only where queries, keys or values have one too.
     """
@@ -111,7 +111,7 @@ def tracked(hidden: Tensor, mask: Tensor | None) -> Tensor:
 
 @contextmanager
 def _bias(model: Any, ids: Tensor, key_bias: Sequence[Tensor] | Tensor | None) -> Iterator[None]:
-    """While it lasts, every layer adds a bias to the columns of visual tokens, on top of its own mask."""
+    """Within the ``with`` block every layer adds a bias to the columns of visual tokens, on top of its own mask."""
     if key_bias is None:
         yield
         return

@@ -12,36 +12,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from lit_reduce.errors import UserError
+from lit_reduce.runtime.gather import gather_filled, gather_rows, left_padded
 
 PAD = -1  # slot of an entry that fills a row up: no query sees it
-EXTRA = -2  # slot of a key that is no token of the sequence: every query sees it
-
-
-def take(x: Tensor, index: Tensor, dim: int) -> Tensor:
-    """Entries ``index`` ``[B, n]`` of ``x`` along ``dim``; the first axis of ``x`` is B, or 1 for all samples."""
-    view, full = [1] * x.ndim, list(x.shape)
-    view[0], view[dim] = index.shape
-    full[0], full[dim] = index.shape
-    return x.expand(len(index), *x.shape[1:]).gather(dim, index.view(view).expand(full))
-
-
-class Extra(NamedTuple):
-    """Keys and values that a layer sees beside its own tokens.
-
-    Attributes:
-        keys: ``[B, G, M, d]``, as the layer's attention compares them: after any rotary embedding.
-        values: ``[B, G, M, d]``.
-        valid: ``[B, M]`` bool.
-    """
-
-    keys: Tensor
-    values: Tensor
-    valid: Tensor
-
-    @property
-    def slots(self) -> Tensor:
-        """``[B, M]``."""
-        return torch.where(self.valid, EXTRA, PAD)
 
 
 class Entries(NamedTuple):
@@ -50,25 +23,14 @@ class Entries(NamedTuple):
     Attributes:
         slots: ``[B, n]`` of the tokens.
         step: By how much the logical sequence grows.
-        extra: Keys and values to store in front of them, or None.
         plain: Whether these are all tokens of this step, in their order.
         padded: Whether some slots are `PAD`.
     """
 
     slots: Tensor
     step: int
-    extra: Extra | None
     plain: bool
     padded: bool
-
-
-def _with_extra(entries: Entries, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, values and slots of what is to be stored, the extra ones in front."""
-    extra = entries.extra
-    if extra is None:
-        return keys, values, entries.slots
-    together = torch.cat([extra.keys.to(keys), keys], 2), torch.cat([extra.values.to(values), values], 2)
-    return *together, torch.cat([extra.slots, entries.slots], 1)
 
 
 class SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
@@ -77,7 +39,7 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not type
     Attributes:
         slots: ``[B, n]`` logical slots of what is stored, None when empty.
         logical: The length that transformers sees.
-        plain: Whether nothing was dropped or added, so that slots count 0, 1, 2, ...
+        plain: Whether nothing was dropped, so that slots count 0, 1, 2, ...
         padded: Whether some slots are `PAD`.
     """
 
@@ -96,8 +58,8 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not type
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store the expected entries; returns all keys and values."""
         entries = self._taken()
-        key_states, value_states, slots = _with_extra(entries, key_states, value_states)
-        self._append(slots, entries.step)
+        self.slots = entries.slots if self.slots is None else torch.cat([self.slots, entries.slots], 1)
+        self.logical += entries.step
         self.plain = self.plain and entries.plain
         self.padded = self.padded or entries.padded
         result: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
@@ -112,10 +74,6 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not type
             )
         return entries
 
-    def _append(self, slots: Tensor, step: int) -> None:
-        self.slots = slots if self.slots is None else torch.cat([self.slots, slots], 1)
-        self.logical += step
-
     def key_slots(self, new: Tensor, step: int) -> Tensor:  # noqa: ARG002  (the static layer needs it)
         """Slots of all keys that attention will see when ``new`` is stored, at a step of that many logical tokens."""
         return new if self.slots is None else torch.cat([self.slots, new], 1)
@@ -129,8 +87,8 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not type
         if self.slots is None:
             return
         order, valid, padded = left_padded(keep)
-        self.keys, self.values = take(self.keys, order, 2), take(self.values, order, 2)
-        self.slots = self.slots.gather(1, order).masked_fill(~valid, PAD)
+        self.keys, self.values = gather_rows(self.keys, order, 2), gather_rows(self.values, order, 2)
+        self.slots = gather_filled(self.slots, order, valid, PAD)
         self.plain, self.padded = False, padded
 
     def get_seq_length(self) -> Any:
@@ -172,18 +130,6 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not type
             self.slots = self.slots[indices]
 
 
-def left_padded(keep: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """The kept columns of ``keep`` ``[B, n]`` bool in their order, padded on the left to the longest sample.
-
-    Returns:
-        Columns ``[B, m]``, which of them are real ``[B, m]``, and whether any is not.
-    """
-    counts = keep.sum(1)
-    longest, shortest = int(counts.max()), int(counts.min())
-    order = torch.argsort(keep.int(), dim=1, stable=True)[:, keep.shape[1] - longest :]
-    return order, keep.gather(1, order), longest != shortest
-
-
 class StaticSlotLayer(StaticLayer):  # type: ignore[misc]
     """`SlotLayer` on a cache of fixed size: the physical length is cut to what stays, the mask is for the logical one.
 
@@ -202,7 +148,7 @@ class StaticSlotLayer(StaticLayer):  # type: ignore[misc]
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store the expected entries; returns all keys and values, with what is not yet written."""
         entries = self._taken()
-        key_states, value_states, slots = _with_extra(entries, key_states, value_states)
+        slots = entries.slots
         if not self.is_initialized:  # what is stored now, and room for the tokens that may still come
             self.max_cache_len += slots.shape[1] - entries.step
             self.lazy_initialization(key_states, value_states)
@@ -263,7 +209,7 @@ def slotted(cache: Any) -> bool:
     return cache is not None and any(isinstance(layer, SlotLayer | StaticSlotLayer) for layer in cache.layers)
 
 
-def install(cache: Cache) -> None:
+def use_slots(cache: Cache) -> None:
     """Turn a cache into one that knows slots, in place: its identity and settings stay. Harmless when repeated.
 
     Raises:

@@ -9,7 +9,7 @@ from lit_reduce.errors import UserError
 
 
 def rotated(attention: Any, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Keys ``[B, G, n, d]`` turned to their positions.
+    """Apply the rotary embedding of an attention module to keys ``[B, G, n, d]``.
 
     Args:
         attention: The attention module whose keys they join.

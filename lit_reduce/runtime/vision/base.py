@@ -1,9 +1,8 @@
-"""What reducers inside any vision tower share: checks, a place on the model, which patches each block still had."""
+"""Base class of the hooks that run a reducer inside a vision tower."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
@@ -13,19 +12,21 @@ from lit_reduce.backbones.layouts import Inputs, Layout
 from lit_reduce.backbones.towers import Tower, tower_of
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
-from lit_reduce.runtime.attention.probe import AttentionProbe, Call
+from lit_reduce.runtime.attention.probe import AttentionCall, AttentionProbe
 from lit_reduce.runtime.attention.signals import ATTENTION, Signal, read
+from lit_reduce.runtime.patches import ModelHooks, Patches
 from lit_reduce.tokens import Budget
 
 _NAME = "_lit_reduce_tower"
 POINTS = ("before", "attention")
 
 
-class TowerHooks:
-    """A reducer inside the vision tower of a model, until `remove`.
+class TowerHooks(ModelHooks):
+    """Runs a reducer inside the vision tower of a model, from `install` until `remove`.
 
     Attributes:
         short: Whether the features stay short after the tower.
+        owners: See `Registers`; empty for all other reducers.
         reads: For each block that worked on fewer patches than there are, which ones its attention saw.
         leaves: And which ones its output holds.
     """
@@ -33,17 +34,20 @@ class TowerHooks:
     short = False
 
     def __init__(self, model: Any, reducer: Reducer, keep: Budget) -> None:
+        super().__init__()
         self.model, self.reducer, self.keep = model, reducer, keep
         self.tower: Tower = tower_of(model)
         self.point = getattr(reducer, "point", "before")
         self.signals = {text: Signal.parse(text) for text in reducer.signals}
         self.reads: dict[int, Tensor] = {}
         self.leaves: dict[int, Tensor] = {}
-        self._spent = 0.0
+        self.owners: list[Tensor] = []
+        self._elapsed_ms = 0.0
         self._seen: dict[str, list[Tensor]] = {}
-        self._before: list[tuple[nn.Module, Any]] = []
         self._check()
-        vars(model)[_NAME] = self
+
+    def _patch(self, patches: Patches) -> None:
+        patches.set(self.model, _NAME, self)
 
     def _check(self) -> None:
         name = self.reducer.name
@@ -58,23 +62,21 @@ class TowerHooks:
                     f"{', '.join(sorted(ATTENTION | {'size'}))} of the attention just before"
                 )
 
-    def time(self) -> float:
-        """Milliseconds that the reducer took since this was asked last."""
-        spent, self._spent = self._spent, 0.0
-        return spent
+    def take_elapsed_ms(self) -> float:
+        """Milliseconds that the reducer took since the last call of this method."""
+        elapsed, self._elapsed_ms = self._elapsed_ms, 0.0
+        return elapsed
 
-    def remove(self) -> None:
-        """Give the blocks their own methods back; harmless when repeated."""
-        while self._before:
-            module, forward = self._before.pop()
-            vars(module).pop("forward", None)
-            if forward is not None:
-                vars(module)["forward"] = forward
-        if vars(self.model).get(_NAME) is self:
-            del vars(self.model)[_NAME]
+    def prepare(self, layout: Layout, inputs: Inputs) -> None:
+        """Called before each pass of the tower.
+
+        Args:
+            layout: How the tower's tokens become visual tokens.
+            inputs: The model's inputs.
+        """
 
     def left(self, layout: Layout, inputs: Inputs, counts: list[int]) -> list[Tensor]:  # noqa: ARG002  (others do)
-        """The original indices of the visual tokens of each picture that the last pass left; empty where it left all.
+        """Original indices of the visual tokens of each image that the last pass kept; empty where it kept all.
 
         Args:
             layout: How the tower's tokens become visual tokens.
@@ -110,15 +112,9 @@ class TowerHooks:
             )
         return x
 
-    def _replace(self, module: nn.Module, method: Any) -> None:
-        before = vars(module).get("forward")
-        self._before.append((module, before))
-        plain = before or MethodType(type(module).forward, module)
-        vars(module)["forward"] = partial(method, plain)
-
     @contextmanager
     def _reading(self, number: int, wanted: bool) -> Iterator[None]:
-        """While it lasts, a block's attention is read, where that is wanted and anything is asked."""
+        """Read a block's attention within the block, where that is wanted and the reducer declares such signals."""
         names = {signal.name for signal in self.signals.values()} & ATTENTION
         with ExitStack() as stack:
             if names and wanted:
@@ -126,7 +122,7 @@ class TowerHooks:
                 stack.enter_context(AttentionProbe(self.tower.attention(number), partial(self._see, names)))
             yield
 
-    def _see(self, names: set[str], seen: Call) -> None:
+    def _see(self, names: set[str], seen: AttentionCall) -> None:
         for name, x in read(seen, names, self.tower.prefix).items():
             self._seen.setdefault(name, []).append(x)
 
@@ -154,13 +150,13 @@ def installed(model: Any) -> TowerHooks | None:
 
 
 def as_token(name: str, x: Tensor) -> Tensor:
-    """The signal of a picture from what its patches ``[T, n, C]`` showed: a number a token, or one query for all."""
+    """The signal of an image from the values ``[T, n, C]`` of its patches: a number a token, or one query for all."""
     return x.mean(1) if name == "cls_query" else x[..., 0] if name in ("cls", "received") else x
 
 
 @contextmanager
 def _without(module: nn.Module, pair: bool = False) -> Iterator[None]:
-    """While it lasts, a part of a block adds nothing; so one block runs as two halves, by its own code."""
+    """Let a part of a block add nothing within the ``with`` block; so one block runs as two halves, by its own code."""
     before = vars(module).get("forward")
     vars(module)["forward"] = partial(_nothing, pair)
     try:

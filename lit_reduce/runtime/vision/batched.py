@@ -1,4 +1,4 @@
-"""Reducers at work inside the vision tower: before a block, or between its attention and its MLP.
+"""Runs a reducer before a block of the vision tower, or between its attention and its MLP.
 
 Where the projector takes each token by itself (LLaVA-1.5, PaliGemma) the sequence stays short, and the language model
 gets only what is left. Projectors that need the whole grid (tiles, shuffles, pooling) get it back: a token that was
@@ -17,16 +17,15 @@ from lit_reduce.backbones.families import Family
 from lit_reduce.backbones.layouts import Inputs, Layout
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
-from lit_reduce.runtime.call import call, now
+from lit_reduce.runtime.call import call_reducer, now
+from lit_reduce.runtime.patches import Patches
 from lit_reduce.runtime.vision.base import TowerHooks, as_token
-from lit_reduce.runtime.vision.packed import PackedTowerHooks
-from lit_reduce.runtime.vision.registers import Registers
 from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
 
 @dataclass(frozen=True)
 class State:
-    """What is left of N patches in the middle of the tower; T images (tiles), C channels.
+    """The n of N patches that are left in the middle of the tower, of T images (tiles) with C channels.
 
     Attributes:
         kept_indices: ``[T, n]``, which patches the n tokens are, ascending.
@@ -65,7 +64,7 @@ class State:
 
 
 class BatchedTowerHooks(TowerHooks):
-    """A reducer inside a tower that takes images (tiles) of one size as a batch.
+    """Runs a reducer inside a tower that takes images (tiles) of one size as a batch.
 
     Attributes:
         state: What the last pass left; None when it kept all, or gave all back.
@@ -75,10 +74,13 @@ class BatchedTowerHooks(TowerHooks):
         super().__init__(model, reducer, keep)
         self.short = family.tokenwise
         self.state: State | None = None
+
+    def _patch(self, patches: Patches) -> None:
+        super()._patch(patches)
         for number, block in enumerate(self.tower.blocks):
             if number < self.tower.depth:  # those behind feed nothing, but must bear the shorter sequence
-                self._replace(block, partial(self._block, number))
-            self._replace(self.tower.attention(number), self._attention)
+                patches.replace_forward(block, partial(self._block, number))
+            patches.replace_forward(self.tower.attention(number), self._attention)
 
     def left(self, layout: Layout, inputs: Inputs, counts: list[int]) -> list[Tensor]:  # noqa: ARG002  (of `TowerHooks`)
         """See `TowerHooks`."""
@@ -142,12 +144,12 @@ class BatchedTowerHooks(TowerHooks):
         grid = (1, side, side) if side**2 == x.shape[1] else (1, 1, x.shape[1])
         given = {text: self._signal(signal.name, x) for text, signal in self.signals.items()}
         tokens = VisualTokens(x, grid, given, number)
-        reduction = call(self.reducer, tokens, count)
+        reduction = call_reducer(self.reducer, tokens, count)
         if reduction.valid is not None and not bool(reduction.valid.all()):
             raise UserError(f"'{self.reducer.name}' keeps another count of each image, which no vision tower can do")
         new = reduction.gather(tokens).to(x.dtype)
         self.state = state.after(reduction, x)
-        self._spent += 1000 * (now(hidden) - start)
+        self._elapsed_ms += 1000 * (now(hidden) - start)
         return torch.cat([prefix, new], 1)
 
     def _signal(self, name: str, x: Tensor) -> Tensor:
@@ -182,28 +184,3 @@ class BatchedTowerHooks(TowerHooks):
         if mask is None:
             return bias
         return bias.masked_fill(~mask, torch.finfo(dtype).min) if mask.dtype == torch.bool else bias + mask
-
-
-def install(model: Any, family: Family, reducer: Reducer, keep: Budget) -> TowerHooks:
-    """Put a reducer into the vision tower.
-
-    Args:
-        model: The backbone.
-        family: Its family.
-        reducer: Of site ``encoder``; ``reducer.point`` says whether it acts before a block, or between its attention
-            and its MLP.
-        keep: Tower tokens that stay of each image, or of each tile where images are cut into tiles; of towers that
-            pack all images into one row, visual tokens.
-
-    Returns:
-        A handle whose ``remove`` gives the tower back as it was.
-
-    Raises:
-        UserError: a tower, a point, a reducer or a signal that cannot be served.
-    """
-    if reducer.kind == "register":
-        return Registers(model, family, reducer, keep)
-    row = family.row(model)
-    return (
-        BatchedTowerHooks(model, family, reducer, keep) if row is None else PackedTowerHooks(model, row, reducer, keep)
-    )

@@ -1,4 +1,4 @@
-"""Reducers at work inside vision towers that pack all images into one row: Qwen's, and Pixtral.
+"""Runs a reducer inside vision towers that pack all images into one row: Qwen's, and Pixtral.
 
 What stays or goes here is the group of patches that will become one visual token, because mergers need groups whole.
 The merger gets the full row back: a patch that was dropped comes with the state in which it left, so the tower alone
@@ -16,7 +16,8 @@ from torch import Tensor
 from lit_reduce.backbones.layouts import AnySize, Picture, Units
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer
-from lit_reduce.runtime.call import call, now
+from lit_reduce.runtime.call import call_reducer, now
+from lit_reduce.runtime.patches import Patches
 from lit_reduce.runtime.vision.base import TowerHooks, as_token
 from lit_reduce.tokens import Budget, VisualTokens
 
@@ -89,7 +90,7 @@ class Row:
 
 
 class PackedTowerHooks(TowerHooks):
-    """A reducer inside a tower that packs its images.
+    """Runs a reducer inside a tower that packs its images.
 
     Attributes:
         row: The pass that is under way; None when it keeps all, or is over.
@@ -100,12 +101,16 @@ class PackedTowerHooks(TowerHooks):
         self.layout = layout
         self.row: Row | None = None
         self._sizes = torch.empty(0)
-        self._replace(model.get_encoder("image"), self._enter)
+
+    def _patch(self, patches: Patches) -> None:
+        super()._patch(patches)
+        model = self.model
+        patches.replace_forward(model.get_encoder("image"), self._enter)
         for number, block in enumerate(self.tower.blocks):
-            self._replace(block, partial(self._block, number))
+            patches.replace_forward(block, partial(self._block, number))
         # Qwen3-VL takes features from the middle of the tower, too.
         for merger in getattr(model.get_encoder("image"), "deepstack_merger_list", []):
-            self._replace(merger, self._outlet)
+            patches.replace_forward(merger, self._outlet)
 
     def _check(self) -> None:
         super()._check()
@@ -117,7 +122,7 @@ class PackedTowerHooks(TowerHooks):
             )
 
     def _enter(self, plain: Any, *args: Any, **kwargs: Any) -> Any:
-        """The tower as a whole: here is told how large the images are."""
+        """The forward of the tower as a whole, whose arguments say how large the images are."""
         given = inspect.signature(plain).bind_partial(*args, **kwargs).arguments
         given |= given.get("kwargs", {})
         sizes = given.get("grid_thw", given.get("image_sizes"))
@@ -183,7 +188,7 @@ class PackedTowerHooks(TowerHooks):
             features, whole = row.groups(image, x), row.pictures[image]
             grid = whole.grid if features.shape[1] == whole.count else (1, 1, features.shape[1])
             given = {text: self._signal(signal.name, image, features) for text, signal in self.signals.items()}
-            reduction = call(self.reducer, VisualTokens(features, grid, given, number), count)
+            reduction = call_reducer(self.reducer, VisualTokens(features, grid, given, number), count)
             if reduction.features is not None:
                 raise UserError(
                     f"'{self.reducer.name}' makes new tokens, but in this vision tower groups of patches can only stay "
@@ -192,7 +197,7 @@ class PackedTowerHooks(TowerHooks):
             real = slice(None) if reduction.valid is None else reduction.valid[0]
             chosen[image] = reduction.kept_indices[0][real]
         left = row.keep(chosen, x)
-        self._spent += 1000 * (now(hidden) - start)
+        self._elapsed_ms += 1000 * (now(hidden) - start)
         return left if hidden.ndim == 2 else left[None]
 
     def _signal(self, name: str, image: int, features: Tensor) -> Tensor:

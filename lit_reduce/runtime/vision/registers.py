@@ -28,8 +28,9 @@ from lit_reduce.backbones.towers import part
 from lit_reduce.errors import UserError
 from lit_reduce.ops.mergers import merge_mean
 from lit_reduce.reducer import Reducer
-from lit_reduce.runtime.attention.probe import AttentionProbe, Call, View, attend
-from lit_reduce.runtime.call import call, now
+from lit_reduce.runtime.attention.probe import AttentionCall, AttentionProbe, View, attend
+from lit_reduce.runtime.call import call_reducer, now
+from lit_reduce.runtime.patches import Patches
 from lit_reduce.runtime.vision.base import TowerHooks
 from lit_reduce.tokens import Budget, Reduction, VisualTokens
 
@@ -37,12 +38,12 @@ LINEAR = {"q": ("q_proj",), "k": ("k_proj",), "v": ("v_proj",), "o": ("out_proj"
 
 
 class Registers(TowerHooks):
-    """Registers beside the patches of a tower that takes images (tiles) of one size as a batch.
+    """Runs registers beside the patches of a tower that takes images (tiles) of one size as a batch.
 
     Attributes:
         teacher: ``[T, N, D]``, what the projector last made of the patches, as without registers.
         rows: ``[T, K, C]``, the registers; None while the pass goes on without them.
-        tiles: How many tiles belong to each image of the next pass; `encode` says so. Each is an image when None.
+        tiles: How many tiles belong to each image of the next pass. Each is an image when None.
         owners: For each image of the last pass ``[n_i]``, which of its registers each visual token went into, or -1.
     """
 
@@ -59,19 +60,26 @@ class Registers(TowerHooks):
         self.teacher: Tensor | None = None
         self.rows: Tensor | None = None
         self.tiles: list[int] | None = None
-        self.owners: list[Tensor] = []
         self._first, self._at = 0, -1  # the block before which registers join; the one that they are in
         self._joined: Reduction | None = None
+        self._entry = family.projector(model)
+
+    def prepare(self, layout: Layout, inputs: Inputs) -> None:
+        """See `TowerHooks`: the number of tiles of each image."""
+        self.tiles = layout.tiles(self.model, inputs) if isinstance(layout, AnyRes) else None
+
+    def _patch(self, patches: Patches) -> None:
+        super()._patch(patches)
         for number, block in enumerate(self.tower.blocks):
             if number >= self.tower.depth:
                 continue
             attention = self.tower.attention(number)
-            self._replace(block, partial(self._block, number))
-            self._replace(attention, partial(self._attention, number))
-            self._replace(self.tower.mlp(number), partial(self._part, number, "mlp"))
+            patches.replace_forward(block, partial(self._block, number))
+            patches.replace_forward(attention, partial(self._attention, number))
+            patches.replace_forward(self.tower.mlp(number), partial(self._part, number, "mlp"))
             for name, names in LINEAR.items():
-                self._replace(part(attention, names), partial(self._part, number, name))
-        self._replace(family.projector(model), self._projector)
+                patches.replace_forward(part(attention, names), partial(self._part, number, name))
+        patches.replace_forward(self._entry, self._projector)
 
     def left(self, layout: Layout, inputs: Inputs, counts: list[int]) -> list[Tensor]:
         """See `TowerHooks`: the visual tokens at which registers stand; those in the padding of tiles are gone."""
@@ -85,14 +93,14 @@ class Registers(TowerHooks):
             raise UserError(f"'{self.reducer.name}' adds registers to the tiles of images; leave videos out")
         number = owner + 1 + count * torch.arange(len(owner), device=owner.device)[:, None]  # 0 is for newlines
         stands = torch.zeros_like(owner).scatter(1, self._joined.kept_indices, 1)
-        told = layout.arrange(self.model, inputs, torch.stack([number, stands], -1).double())
-        if not bool((told == told.round()).all()):
+        arranged = layout.arrange(self.model, inputs, torch.stack([number, stands], -1).double())
+        if not bool((arranged == arranged.round()).all()):
             raise UserError(
                 f"'{self.reducer.name}' adds registers to the vision tower, but this model scales what comes out of it "
                 "for so large an image; use a smaller one"
             )
         kept_indices, self.owners = [], []
-        for picture in told.long().split(counts):
+        for picture in arranged.long().split(counts):
             kept_indices.append(picture[:, 1].nonzero()[:, 0])
             rank = torch.full((int(number.max()) + 1,), -1, device=owner.device)
             rank[picture[kept_indices[-1], 0]] = torch.arange(len(kept_indices[-1]), device=owner.device)
@@ -117,7 +125,7 @@ class Registers(TowerHooks):
             out: Tensor = plain(hidden, *args, **kwargs)
         start = now(out)
         self.rows = self._pass(number, plain, tap.rows[0], *args, **kwargs)
-        self._spent += 1000 * (now(out) - start)
+        self._elapsed_ms += 1000 * (now(out) - start)
         return self._leave(out) if number == self.tower.feature else out
 
     def _begin(self, patches: int) -> None:
@@ -131,17 +139,17 @@ class Registers(TowerHooks):
         start, x = now(hidden), hidden[:, self.tower.prefix :]
         side = isqrt(x.shape[1])
         grid = (1, side, side) if side**2 == x.shape[1] else (1, 1, x.shape[1])
-        self._joined = call(self.reducer, VisualTokens(x, grid), self.keep.count(x.shape[1]))
+        self._joined = call_reducer(self.reducer, VisualTokens(x, grid), self.keep.count(x.shape[1]))
         if self._joined.features is None or self._joined.assignment is None:
             raise ValueError(f"'{self.reducer.name}' is of kind 'register', so it must return features and assignment")
         self.rows = self._joined.features.to(x.dtype)
-        self._spent += 1000 * (now(hidden) - start)
+        self._elapsed_ms += 1000 * (now(hidden) - start)
 
     def _pass(self, number: int, plain: Any, seen: tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The registers through one block, whose attention has the patches' keys and values beside theirs."""
         attention: Any = self.tower.attention(number)
         config, self._at = attention.config, number
-        attention.config = View(_untapped(config), "beside", keys=seen[0], values=seen[1])
+        attention.config = View(_unprobed(config), "beside", keys=seen[0], values=seen[1])
         try:
             out: Tensor = plain(self.rows, *args, **kwargs)
         finally:
@@ -174,7 +182,7 @@ class Registers(TowerHooks):
         start = now(x)
         pooled, _ = merge_mean(self.teacher, self._joined.assignment, count)
         out: Tensor = self._reducer.leave(rows, plain(rows, *args, **kwargs), pooled).to(pooled.dtype)
-        self._spent += 1000 * (now(x) - start)
+        self._elapsed_ms += 1000 * (now(x) - start)
         return out if self.short else self.teacher.scatter(1, self._joined.kept_indices[..., None].expand_as(out), out)
 
     @property
@@ -182,11 +190,11 @@ class Registers(TowerHooks):
         return self.reducer
 
 
-def _keys_and_values(seen: Call) -> tuple[Tensor, Tensor]:
+def _keys_and_values(seen: AttentionCall) -> tuple[Tensor, Tensor]:
     return seen.k, seen.v
 
 
-def _untapped(config: Any) -> Any:
+def _unprobed(config: Any) -> Any:
     """The config itself: taps are there to see what patches do."""
     while "_base" in vars(config):
         config = config._base

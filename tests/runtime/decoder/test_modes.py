@@ -7,13 +7,11 @@ import pytest
 import torch
 from families import build, one
 from hidden import Hidden
-from transformers import AttentionInterface, CompileConfig
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers import CompileConfig
 
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import create
 from lit_reduce.runtime import attach
-from lit_reduce.runtime.decoder.slot_cache import Extra
 
 TOLERANCE = 1e-4
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -164,59 +162,6 @@ def test_training(family, checkpointing):
         (wanted,) = torch.autograd.grad(expected, weight)
     assert abs(float((loss - expected).detach())) < 1e-5
     assert float((gradient - wanted).norm() / wanted.norm()) < 1e-4
-
-
-# Extra keys ----------------------------------------------------------------------------------------------------------
-
-BESIDE: dict[int, Extra] = {}
-
-
-def eager_with_extra(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """Attention written out, with the extra keys put in front."""
-    if module.layer_idx in BESIDE:
-        k, v, valid = BESIDE[module.layer_idx]
-        key, value = torch.cat([k, key], 2), torch.cat([v, value], 2)
-        low = torch.zeros(valid.shape).masked_fill(~valid, torch.finfo(query.dtype).min)[:, None, None]
-        attention_mask = torch.cat([low.expand(-1, 1, query.shape[2], -1), attention_mask], -1)
-    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    weights = (query @ key.transpose(2, 3) * scaling + attention_mask).softmax(-1)
-    return (weights @ value).transpose(1, 2), weights
-
-
-AttentionInterface.register("test_extra", eager_with_extra)
-AttentionMaskInterface.register("test_extra", eager_mask)
-
-
-def extra_keys(model) -> Extra:
-    attention, g = model.get_decoder().layers[1].self_attn, torch.Generator().manual_seed(7)
-    shape = 2, attention.config.num_key_value_heads, 6, attention.head_dim
-    valid = torch.ones(2, 6, dtype=torch.bool)
-    valid[1, :2] = False
-    return Extra(torch.randn(shape, generator=g), torch.randn(shape, generator=g), valid)
-
-
-@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}], ids=["dynamic", "static"])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
-@torch.no_grad()
-def test_extra_keys_equal_recomputing_everything(family, cache):
-    if cache and family == "gemma3":
-        pytest.skip("a static cache with sliding layers is refused")
-    tiny = build(family)
-    plain = tiny.model.generate(**tiny.inputs, **GREEDY)
-    extra = extra_keys(tiny.model)
-    with attach(tiny.model, create("fastv", layer=3), keep=4) as attached:
-        for layer in (1, 3):
-            attached.recall(layer, lambda _: extra)
-        out = tiny.model.generate(**tiny.inputs, **GREEDY | cache)
-    BESIDE.update({1: extra, 3: extra})
-    try:
-        with Hidden(tiny, decoder=create("fastv", layer=3)):
-            tiny.model.get_decoder().set_attn_implementation("test_extra")
-            expected = tiny.model.generate(**tiny.inputs, **GREEDY, use_cache=False)
-    finally:
-        BESIDE.clear()
-    assert gap(out, expected) < TOLERANCE
-    assert gap(out, plain) > 0.1
 
 
 @pytest.mark.parametrize("backend", ["eager", "inductor"])

@@ -28,8 +28,8 @@ def renumber_positions(monkeypatch):
     def wrong(self, number, layer, args, kwargs):
         embeddings = kwargs["position_embeddings"]
         found = before(self, number, layer, args, kwargs)
-        if self._flow is not None and self._flow.index is not None:
-            length = self._flow.index.shape[1]
+        if self._state is not None and self._state.index is not None:
+            length = self._state.index.shape[1]
             kwargs["position_embeddings"] = tuple(x[:, :length] for x in embeddings)
         return found
 
@@ -60,16 +60,16 @@ def report_the_physical_length(monkeypatch):
 
 
 def read_one_row_too_early(monkeypatch):
-    def wrong(self, layer, flow, offset):
-        aim(self, layer, flow, offset)
-        if layer in self._taps:
-            self._taps[layer].asked = (self._taps[layer].asked - 1).clamp(min=0)
+    def wrong(self, layer, state, offset):
+        aim(self, layer, state, offset)
+        if layer in self._probes:
+            self._probes[layer].asked = (self._probes[layer].asked - 1).clamp(min=0)
 
     monkeypatch.setattr(AttentionRows, "aim", wrong)
 
 
 def read_the_neighbours_columns(monkeypatch):
-    monkeypatch.setattr(AttentionRows, "aim", lambda self, layer, flow, offset: aim(self, layer, flow, offset + 1))
+    monkeypatch.setattr(AttentionRows, "aim", lambda self, layer, state, offset: aim(self, layer, state, offset + 1))
 
 
 def keep_the_neighbours(monkeypatch):

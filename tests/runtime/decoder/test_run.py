@@ -3,14 +3,15 @@
 import pytest
 import torch
 from families import FAMILIES, VIDEO_FAMILIES, build
+from shortening import compact
 
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import create
-from lit_reduce.runtime import attach, compact, encode, run_decoder
-from lit_reduce.runtime.compact import prompt_positions
+from lit_reduce.runtime import attach, encode, run_decoder
 from lit_reduce.runtime.decoder import run as running
 from lit_reduce.runtime.decoder.run import embed
-from lit_reduce.runtime.visual import Visual
+from lit_reduce.runtime.positions import prompt_positions
+from lit_reduce.runtime.visual import VisualOutput
 
 HIDDEN = torch.finfo(torch.float32).min
 
@@ -63,9 +64,9 @@ def count_positions(monkeypatch):
 
 
 def leave_deepstack(monkeypatch):
-    right = Visual.of.__func__
+    right = VisualOutput.of.__func__
     wrong = classmethod(lambda cls, x, levels: right(cls, x, [[y.flip(0) for y in level] for level in levels]))
-    monkeypatch.setattr(Visual, "of", wrong)
+    monkeypatch.setattr(VisualOutput, "of", wrong)
 
 
 @pytest.mark.parametrize("mutate", [count_positions, leave_deepstack], ids=lambda f: f.__name__)

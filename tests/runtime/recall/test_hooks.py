@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import FAMILIES as EVERY
 from families import VIDEO_FAMILIES, build, one
+from shortening import compact
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
@@ -15,7 +16,6 @@ from lit_reduce.backbones.identity import identify
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import create_for
 from lit_reduce.runtime import attach, encode
-from lit_reduce.runtime.compact import compact
 from lit_reduce.runtime.recall import hooks as looked
 
 KEEP, TOLERANCE = 5, 1e-4
@@ -157,12 +157,13 @@ def unturned(attention, keys, cos, sin):
     return keys
 
 
-def elsewhere(self, bank, rotary):
-    laid(self, replace(bank, pictures=[replace(held, places=held.places + 2) for held in bank.pictures]), rotary)
+def elsewhere(self, memory, rotary):
+    pictures = [replace(entry, positions=entry.positions + 2) for entry in memory.pictures]
+    laid(self, replace(memory, pictures=pictures), rotary)
 
 
-def other_cells(self, bank, rotary):
-    laid(self, bank, rotary)
+def other_cells(self, memory, rotary):
+    laid(self, memory, rotary)
     self.column = self.column.roll(3, 1)
 
 
@@ -173,9 +174,9 @@ def all_ask(self, bank, fresh=0):
 laid, reading = looked.PaddedMemory.__init__, looked.RecallHooks.reading
 WRONG = {
     "keys not turned": ("rotated", unturned),
-    "keys of other places": ("Laid.__init__", elsewhere),
-    "ranked by other cells": ("Laid.__init__", other_cells),
-    "every token asks": ("Recalling.reading", all_ask),
+    "keys of other places": ("PaddedMemory.__init__", elsewhere),
+    "ranked by other cells": ("PaddedMemory.__init__", other_cells),
+    "every token asks": ("RecallHooks.reading", all_ask),
 }
 
 
@@ -253,7 +254,7 @@ def test_a_second_turn_looks_back_at_the_pictures_that_its_cache_knows():
 
 def conversation(tiny, ids, mask):
     """Turn by turn, tokens of the second question fed one by one without looking back but for the last."""
-    recalling = vars(tiny.model)["_lit_reduce"].recalling
+    recalling = vars(tiny.model)["_lit_reduce"].session.handlers[0].hooks
     first = tiny.model.generate(**tiny.inputs, **GREEDY)
     cache = first.past_key_values
     done = first.sequences.shape[1] - 1
@@ -339,7 +340,7 @@ def test_every_family_looks_back_or_says_why_not(family, name):
                 alone = tiny.model(**one(tiny, 1)).logits[0, -1]
     with attach(tiny.model, "pool", keep=0.4) as attached:
         pooled = tiny.model(**tiny.inputs).logits
-    seen = attached.logical.selected
+    seen = attached.prompt_map.selected
     assert torch.equal(found[0.0][seen], pooled[seen])
     assert float((found[0.04] - pooled)[:, -1].abs().max()) > 0.05
     torch.testing.assert_close(found[0.04][1, -1], alone, atol=TOLERANCE, rtol=0)

@@ -2,11 +2,11 @@
 
 import torch
 from families import build
+from shortening import compact
 
 from lit_reduce.recall import RecallReducer
 from lit_reduce.reducer import create
 from lit_reduce.runtime import attach, encode
-from lit_reduce.runtime.compact import compact
 from lit_reduce.runtime.encode import placeholders
 
 KEEP = 5

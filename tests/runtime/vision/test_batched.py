@@ -11,7 +11,8 @@ from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer, create
 from lit_reduce.runtime import attach, encode
 from lit_reduce.runtime.vision.base import installed
-from lit_reduce.runtime.vision.batched import BatchedTowerHooks, State, install
+from lit_reduce.runtime.vision.batched import BatchedTowerHooks, State
+from lit_reduce.runtime.vision.site import tower_hooks
 from lit_reduce.tokens import Budget, Reduction
 
 TOLERANCE = 1e-4
@@ -87,7 +88,7 @@ def enter(model, inputs):
 def test_dropping_patches_equals_hiding_them(family, point):
     tiny = build(family)
     reducer = Some(point, first=1 if family == "paligemma" else 0)
-    handle = install(tiny.model, family_of(tiny.model.config), reducer, Budget(0.4))
+    handle = tower_hooks(tiny.model, family_of(tiny.model.config), reducer, Budget(0.4)).install()
     tower, first, out, encoded = enter(tiny.model, tiny.inputs)
     handle.remove()
     for image, x in enumerate(first):
@@ -112,7 +113,7 @@ def test_dropping_patches_equals_hiding_them(family, point):
 
 def test_a_dropped_patch_comes_back_as_it_left():
     tiny = build("gemma3")
-    handle = install(tiny.model, family_of(tiny.model.config), Some("before"), Budget(0.4))
+    handle = tower_hooks(tiny.model, family_of(tiny.model.config), Some("before"), Budget(0.4)).install()
     first = tower_of(tiny.model).blocks[0]
     seen = []
     hook = first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -221,7 +222,7 @@ def features(tiny, pixels):
 def test_keeping_all_changes_no_bit(family):
     tiny = build(family)
     plain = features(tiny, tiny.inputs["pixel_values"])
-    handle = install(tiny.model, family_of(tiny.model.config), create("evit"), Budget(1.0))
+    handle = tower_hooks(tiny.model, family_of(tiny.model.config), create("evit"), Budget(1.0)).install()
     assert all(torch.equal(a, b) for a, b in zip(features(tiny, tiny.inputs["pixel_values"]), plain, strict=True))
     handle.remove()
 
@@ -232,7 +233,7 @@ def test_tower_and_projector_together():
         tiny.model.generate(**tiny.inputs, **GREEDY)
         left = encode(tiny.model, tiny.inputs).kept_indices
     assert (attached.stats.kept, attached.stats.total) == (18, 108)
-    assert all(set(a.tolist()) < set(b.tolist()) for a, b in zip(attached.logical.kept_indices, left, strict=True))
+    assert all(set(a.tolist()) < set(b.tolist()) for a, b in zip(attached.prompt_map.kept_indices, left, strict=True))
 
 
 def sizes_do_not_count(monkeypatch):

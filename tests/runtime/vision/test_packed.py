@@ -11,8 +11,8 @@ from lit_reduce.errors import UserError
 from lit_reduce.reducer import Reducer, create
 from lit_reduce.runtime import attach, encode
 from lit_reduce.runtime.vision.base import installed
-from lit_reduce.runtime.vision.batched import install
 from lit_reduce.runtime.vision.packed import Row
+from lit_reduce.runtime.vision.site import tower_hooks
 from lit_reduce.tokens import Budget, Reduction
 
 TOLERANCE = 1e-4
@@ -176,7 +176,7 @@ def test_dropping_groups_equals_hiding_them(family, point):
     tiny = build(family)
     tower, calls, whole = plain_pass(tiny)
     reducer = Some(point)
-    handle = install(tiny.model, family_of(tiny.model.config), reducer, Budget(0.4))
+    handle = tower_hooks(tiny.model, family_of(tiny.model.config), reducer, Budget(0.4)).install()
     after = []
     hook = tower.blocks[tower.feature].register_forward_hook(lambda _, __, out: after.append(out))
     encoded = encode(tiny.model, tiny.inputs)

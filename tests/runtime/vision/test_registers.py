@@ -12,8 +12,8 @@ from lit_reduce.ops.cells import cells
 from lit_reduce.reducer import Reducer, create
 from lit_reduce.runtime import attach, encode
 from lit_reduce.runtime.vision.base import installed
-from lit_reduce.runtime.vision.batched import install
 from lit_reduce.runtime.vision.registers import Registers
+from lit_reduce.runtime.vision.site import tower_hooks
 from lit_reduce.tokens import Budget, VisualTokens
 
 TOLERANCE = 1e-4
@@ -188,7 +188,7 @@ def test_a_tile_alone_is_as_without_reatten():
             weight.copy_(
                 torch.linspace(-0.3, 0.3, weight.numel()).view_as(weight).sin() if "between" not in name else 1
             )
-        handle = install(tiny.model, family_of(tiny.model.config), reducer, Budget(KEEP))
+        handle = tower_hooks(tiny.model, family_of(tiny.model.config), reducer, Budget(KEEP)).install()
         x = {"pixel_values": tiny.inputs["pixel_values"], "image_sizes": tiny.inputs["image_sizes"]}
         outputs.append(tiny.model.base_model.get_image_features(**x, return_dict=True).pooler_output)
         handle.remove()
@@ -201,7 +201,7 @@ def test_gradients_reach_the_reducer_alone():
     tiny = build("llava_next")
     tiny.model.requires_grad_(False)
     reducer = falcon(tiny)
-    handle = install(tiny.model, family_of(tiny.model.config), reducer, Budget(KEEP))
+    handle = tower_hooks(tiny.model, family_of(tiny.model.config), reducer, Budget(KEEP)).install()
     with torch.enable_grad():
         torch.cat(trace(tiny.model, tiny.inputs).features).square().mean().backward()
     handle.remove()
@@ -218,7 +218,7 @@ def test_reducers_behind_it_get_what_is_left():
         left = encode(tiny.model, tiny.inputs).kept_indices
     assert attached.stats.total == 108
     assert attached.stats.kept == 12
-    assert all(set(a.tolist()) < set(b.tolist()) for a, b in zip(attached.logical.kept_indices, left, strict=True))
+    assert all(set(a.tolist()) < set(b.tolist()) for a, b in zip(attached.prompt_map.kept_indices, left, strict=True))
 
 
 def patches_see_registers(monkeypatch):
