@@ -40,22 +40,23 @@ def reduced_generate(
         args: Likewise.
         kwargs: Likewise.
     """
+    kwargs |= dict(zip(list(inspect.signature(plain).parameters)[2:], args, strict=False))
     if inputs is not None:
         kwargs["input_ids"] = inputs
     cache = cache_in(kwargs)
     if not _takes_digest(session, kwargs, cache) and _lets_pass(session, kwargs, cache):
-        return plain(None, generation_config, *args, **kwargs)
+        return plain(None, generation_config, **kwargs)
     ids, option = kwargs["input_ids"], _option(session.model, generation_config, kwargs)
     prompt = {name: kwargs.pop(name) for name in {*PROMPT, TIMES, *encoder_keys(session.model)} & kwargs.keys()}
     if prompt.get("attention_mask") is None:
-        prompt["attention_mask"] = _guessed_mask(session.model, ids)
+        prompt["attention_mask"] = _guessed_mask(option, ids)
     session.refuse(option)
     short, history = _short_prompt(session, prompt, cache)
     _count_lengths(option, kwargs, ids.shape[1] - short["input_ids"].shape[1])
     padded = option("use_cache") is False
     short = _with_padding(short) if padded else short
     with session.reading(padded, short["input_ids"].shape[1] - cached_length(cache)):
-        out = plain(None, generation_config, *args, **short, **kwargs)
+        out = plain(None, generation_config, **short, **kwargs)
     sequences = out if isinstance(out, Tensor) else out.sequences
     times = len(sequences) // len(ids)
     answer = sequences[:, short["input_ids"].shape[1] :]
@@ -102,9 +103,15 @@ def reduced_forward(session: Session, plain: Plain, *args: Any, **kwargs: Any) -
 
 
 def _option(model: Any, config: Any, kwargs: dict[str, Any]) -> Option:
-    """The value of a generation option by its name, from the keyword arguments or else the generation config."""
-    chosen = config or model.generation_config
-    return lambda name: kwargs.get(name, getattr(chosen, name, None))
+    """The value of a generation option by its name: a keyword, or the config passed, or the model's own config."""
+
+    def value(name: str) -> Any:
+        if name in kwargs:
+            return kwargs[name]
+        passed = getattr(config, name, None)
+        return getattr(model.generation_config, name, None) if passed is None else passed
+
+    return value
 
 
 def _takes_digest(session: Session, kwargs: dict[str, Any], cache: Any) -> bool:
@@ -197,11 +204,10 @@ def _restored(logits: Tensor, prompt_map: PromptMap) -> Tensor:
     return full.scatter(1, index, logits * prompt_map.valid[..., None])
 
 
-def _guessed_mask(model: Any, ids: Tensor) -> Tensor:
+def _guessed_mask(option: Option, ids: Tensor) -> Tensor:
     """The mask that ``generate`` assumes when none is given: padding, where the pad token means nothing else."""
-    config = model.generation_config
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    pad = config.pad_token_id
+    ends, pad = option("eos_token_id"), option("pad_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
     return torch.ones_like(ids) if pad is None or pad in ends else (ids != pad).long()
 
 
