@@ -1,7 +1,7 @@
 """``generate`` and ``forward`` on a shortened prompt, with the counts of the original one.
 
 Callers count in the tokens they passed: ``generate`` returns the full prompt before the answer and takes ``max_length``
-in original tokens; ``forward`` returns logits for every original token (zero where one was dropped). Hidden states,
+in original tokens, and callbacks see these; ``forward`` returns logits for every original token (zero where one was dropped). Hidden states,
 attentions and caches are those of the short prompt.
 """
 
@@ -16,6 +16,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.runtime.cache_compat import CACHE, cache_in, cache_of
 from lit_reduce.runtime.conversation import History, cached_length, history_of, joined, plain_history, tail_of
 from lit_reduce.runtime.encode import encoder_keys, placeholders
+from lit_reduce.runtime.original_tokens import OriginalTokens
 from lit_reduce.runtime.positions import positions_behind
 from lit_reduce.runtime.prompt_map import PromptMap
 from lit_reduce.runtime.session import Session
@@ -55,12 +56,16 @@ def reduced_generate(
     _count_lengths(option, kwargs, ids.shape[1] - short["input_ids"].shape[1])
     padded = option("use_cache") is False
     short = _with_padding(short) if padded else short
-    with session.reading(padded, short["input_ids"].shape[1] - cached_length(cache)):
+    original = OriginalTokens(ids, short["input_ids"].shape[1])
+    kwargs |= original.arguments(option, kwargs)
+    with (
+        session.reading(padded, original.length - cached_length(cache)),
+        original.counting(session.model),
+    ):
         out = plain(None, generation_config, **short, **kwargs)
     sequences = out if isinstance(out, Tensor) else out.sequences
     times = len(sequences) // len(ids)
-    answer = sequences[:, short["input_ids"].shape[1] :]
-    full = torch.cat([ids.to(sequences.device).repeat_interleave(times, 0), answer], 1)
+    full = original.restore(sequences)
     cache = cache if isinstance(out, Tensor) else getattr(out, CACHE, cache)
     if cache is not None:
         history.repeat(times).write(cache)

@@ -159,12 +159,12 @@ def _probed(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = getattr(module, "is_causal", True) if causal is None else causal
     lengths = kwargs.get("cu_seq_lens_q")  # flash attention over several images in one row
-    seen = key, value
+    seen = key, value  # of a static cache those at the end are not written yet
     if causal and attention_mask is None and query.shape[2] > 1 and not is_flash_attention_requested(view._base):
         seen = (
             key[:, :, : query.shape[2]],
             value[:, :, : query.shape[2]],
-        )  # the rest of a static cache is not written yet
+        )
     cuts = [query.shape[2]] if lengths is None else lengths.diff().tolist()
     for q, k, v in zip(*(x.split(cuts, 2) if len(cuts) > 1 else [x] for x in (query, *seen)), strict=True):
         view.probe.see(AttentionCall(q, k, v, attention_mask, scaling, causal))

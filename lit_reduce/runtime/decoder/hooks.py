@@ -188,9 +188,7 @@ class DecoderHooks(ModelHooks):
             given = self.rows.read(self.decoder, number, group)
             tokens = VisualTokens(hidden[rows, columns], group[0].grid, given, number, self._course(group))
             reduction = call_reducer(self.decoder, tokens, min(group[0].stages[number], tokens.count - 1))
-            ends = (
-                columns == state.last[rows]
-            )  # the answer begins at the prompt's last token, even where that is visual
+            ends = columns == state.last[rows]  # the answer begins there, even where that is visual
             stay = kept_mask(reduction, tokens.count) | (ends & (not skips))
             if reduction.features is not None:
                 places = columns.gather(1, reduction.kept_indices)
