@@ -115,7 +115,7 @@ class DecoderHooks(ModelHooks):
             prompt = prompt.repeat(len(embeds) // len(prompt.real))
             self.clear()
         if cache is not None:
-            use_slots(cache)
+            use_slots(cache, len(self.lm.layers))
         past = 0 if cache is None else cache.get_seq_length()
         self._state, self._store = PrefillState(prompt, len(embeds), embeds.shape[1], past, embeds.device), cache
         if prompt is not None:
