@@ -1,8 +1,8 @@
 """``generate`` and ``forward`` on a shortened prompt, with the counts of the original one.
 
 Callers count in the tokens they passed: ``generate`` returns the full prompt before the answer and takes ``max_length``
-in original tokens, and callbacks see these; ``forward`` returns logits for every original token (zero where one was dropped). Hidden states,
-attentions and caches are those of the short prompt.
+in original tokens, which callbacks see, too; ``forward`` returns logits for every original token (zero where one was
+dropped). Hidden states, attentions and caches are those of the short prompt.
 """
 
 import inspect
