@@ -93,6 +93,11 @@ def reduced_forward(session: Session, plain: Plain, *args: Any, **kwargs: Any) -
         if history is None or session.family.kinds(kwargs):
             raise UserError("forward cannot take a new image on a cache; use generate with the whole conversation")
         return plain(**kwargs | _step(history, cached_length(cache), ids, kwargs))
+    if mask is None and _packed(kwargs.get("position_ids")):
+        raise UserError(
+            "position_ids that begin anew pack several samples into a row, which an attached model cannot tell apart; "
+            "pass one sample in a row, with an attention_mask"
+        )
     kwargs["attention_mask"] = mask = torch.ones_like(ids) if mask is None else mask
     wanted, at = kwargs.pop("return_dict", None), kwargs.pop("logits_to_keep", 0)
     short, prompt_map = session.shorten(kwargs)
@@ -191,6 +196,14 @@ def _step(history: History, cached: int, ids: Tensor, kwargs: dict[str, Any]) ->
     if positions is None:
         positions = (history.next + rest.cumsum(1) - 1)[..., -ids.shape[1] :]
     return {"attention_mask": torch.cat([history.mask, rest], 1), "position_ids": positions}
+
+
+def _packed(positions: Tensor | None) -> bool:
+    """Whether position ids ``[B, L]`` or ``[R, B, L]`` begin anew within a row."""
+    if positions is None:
+        return False
+    text = positions if positions.ndim == 2 else positions[0]
+    return bool(((text[:, 1:] == 0) & (text[:, :-1] > 0)).any())
 
 
 def _ends_alike(prompt_map: PromptMap, count: int) -> bool:

@@ -120,3 +120,12 @@ def test_generate_records_no_gradients(monkeypatch):
         monkeypatch.setattr(attached.session, "shorten", lambda inputs: seen.append(shorten(inputs)) or seen[0])
         tiny.model.generate(**tiny.inputs, **GREEDY)
     assert not any(x.requires_grad for x in seen[0][0]["mm_encoder_outputs"]["image"].pooler_output)
+
+
+def test_packed_samples_are_refused():
+    tiny = build("llava")
+    first, second = one(tiny, 0), one(tiny, 1)
+    ids = torch.cat([first["input_ids"], second["input_ids"]], 1)
+    places = torch.cat([torch.arange(x["input_ids"].shape[1]) for x in (first, second)])[None]
+    with attach(tiny.model, "random", keep=KEEP), pytest.raises(UserError, match="one sample in a row"):
+        tiny.model(ids, position_ids=places, pixel_values=tiny.inputs["pixel_values"])
