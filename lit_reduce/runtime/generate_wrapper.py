@@ -160,7 +160,10 @@ def _short_prompt(session: Session, prompt: dict[str, Any], cache: Any) -> tuple
     if cached == 0:
         short, prompt_map = session.shorten(prompt)
         return short, _history(session, ids, mask, short, prompt_map)
-    history = history_of(cache) or plain_history(ids, mask, cached, getattr(model.base_model, "rope_deltas", None))
+    deltas = getattr(model.base_model, "rope_deltas", None)
+    if hasattr(model.base_model, "rope_deltas") and not bool(placeholders(model, ids[:, :cached]).any()):
+        deltas = torch.zeros_like(ids[:, :1])  # what the model noted may be of another call
+    history = history_of(cache) or plain_history(ids, mask, cached, deltas)
     tail = tail_of(history, cached, ids, mask)
     done = tail.generated.shape[1]
     short = {"input_ids": tail.fresh, "attention_mask": tail.mask[:, done:], "position_ids": tail.positions[..., done:]}

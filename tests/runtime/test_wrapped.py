@@ -129,3 +129,21 @@ def test_packed_samples_are_refused():
     places = torch.cat([torch.arange(x["input_ids"].shape[1]) for x in (first, second)])[None]
     with attach(tiny.model, "random", keep=KEEP), pytest.raises(UserError, match="one sample in a row"):
         tiny.model(ids, position_ids=places, pixel_values=tiny.inputs["pixel_values"])
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_another_call_before_the_first_picture_of_a_conversation(family):
+    tiny = build(family)
+    other = one(tiny, 1)
+    words = torch.tensor([[7, 8, 9]])
+    settings, answers = GREEDY | {"suppress_tokens": [100, 101]}, []
+    for between in (False, True):
+        with attach(tiny.model, "random", keep=KEEP):
+            start = tiny.model.generate(words, attention_mask=torch.ones_like(words), **settings)
+            if between:
+                tiny.model.generate(**one(tiny, 0), **settings)
+            ids = torch.cat([start.sequences, other["input_ids"]], 1)
+            turn = {name: x for name, x in other.items() if name.startswith(("pixel", "image_grid"))}
+            turn |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), CACHE: getattr(start, CACHE)}
+            answers.append(tiny.model.generate(**turn, **settings))
+    assert gap(*answers) < 1e-4
