@@ -6,6 +6,7 @@ added where a reducer acts inside the tower or the language model. Class, weight
 """
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ class Attachment(ModelHooks):
     Attributes:
         model: The model that they are attached to.
         session: What they do.
+        lock: Held by each call, for calls of several threads come one after the other.
     """
 
     def __init__(self, model: Any, sites: Sites, positions: str = "keep") -> None:
@@ -52,7 +54,10 @@ class Attachment(ModelHooks):
                 f"{type(model).__name__} has no method generate; attach to the transformers model itself, and compile "
                 "or wrap it afterwards"
             )
+        if any(module._compiled_call_impl is not None for module in model.modules()):
+            raise UserError("this model was compiled in place and would not notice a reducer; compile it afterwards")
         self.model = model
+        self.lock = _Lock()
         self.session = Session(model, sites, positions)
         self._before = {name: vars(model)[name] for name in _METHODS if name in vars(model)}
 
@@ -94,7 +99,8 @@ class Attachment(ModelHooks):
         Raises:
             UserError: no such reducer is attached, or not one image in each prompt.
         """
-        return self.session.digest(inputs)
+        with self.lock:
+            return self.session.digest(inputs)
 
     def share(self, encoded: Encoded) -> None:
         """Use the images of the next prompt after tower and projector, so that they are not encoded again.
@@ -148,7 +154,7 @@ def attach(
     """Attach a reducer to a model, or several at different sites.
 
     Args:
-        model: A transformers vision-language model of a known family.
+        model: A transformers vision-language model of a known family, or one with adapters (`peft.get_peft_model`).
         reducer: A reducer, the folder or hub id of a plug-in, or the name of a reducer that needs no training; or a
             list of these, at most one for each site.
         keep: Visual tokens to keep of each image: a count, or a ratio in (0, 1]; or one for each reducer.
@@ -162,6 +168,7 @@ def attach(
         UserError: an unknown reducer, a plug-in of another backbone, a budget out of range, two reducers at one site, a
             reducer whose layers this model lacks, or a second attachment.
     """
+    model = _within_adapters(model)
     named: list[Any] = list(reducer) if isinstance(reducer, list | tuple) else [reducer]
     keeps: list[Any] = list(keep) if isinstance(keep, list | tuple) else [keep] * len(named)
     if len(keeps) != len(named) or not named:
@@ -181,13 +188,46 @@ def attach(
     return Attachment(model, sites, positions or "keep").install()
 
 
+class _Lock:
+    """A reentrant lock in a ``with`` block; a deep copy, which goes to another model, is a new one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __deepcopy__(self, _: Any) -> "_Lock":
+        return _Lock()
+
+    def __reduce__(self) -> Any:
+        return _Lock, ()
+
+
+def _within_adapters(model: Any) -> Any:
+    """The transformers model inside a `peft.PeftModel`, which calls its ``generate`` and ``forward``.
+
+    Raises:
+        UserError: adapters that put tokens before the prompt.
+    """
+    if not callable(getattr(type(model), "get_base_model", None)):
+        return model
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise UserError("adapters that learn a prompt shift what the model counts; attach to a model without them")
+    return model.get_base_model()
+
+
 def _generate(attachment: Attachment, *args: Any, **kwargs: Any) -> Any:
-    with attachment.plain_forward():
+    with attachment.lock, torch.no_grad(), attachment.plain_forward():
         return reduced_generate(attachment.session, attachment.original("generate"), *args, **kwargs)
 
 
 def _forward(attachment: Attachment, *args: Any, **kwargs: Any) -> Any:
-    return reduced_forward(attachment.session, attachment.original("forward"), *args, **kwargs)
+    with attachment.lock:
+        return reduced_forward(attachment.session, attachment.original("forward"), *args, **kwargs)
 
 
 def _like(original: Any, method: Callable[..., Any]) -> Any:

@@ -1,8 +1,8 @@
 """``generate`` and ``forward`` on a shortened prompt, with the counts of the original one.
 
 Callers count in the tokens they passed: ``generate`` returns the full prompt before the answer and takes ``max_length``
-in original tokens; ``forward`` returns logits for every original token (zero where one was dropped). Hidden states,
-attentions and caches are those of the short prompt.
+in original tokens, which callbacks see, too; ``forward`` returns logits for every original token (zero where one was
+dropped). Hidden states, attentions and caches are those of the short prompt.
 """
 
 import inspect
@@ -16,6 +16,7 @@ from lit_reduce.errors import UserError
 from lit_reduce.runtime.cache_compat import CACHE, cache_in, cache_of
 from lit_reduce.runtime.conversation import History, cached_length, history_of, joined, plain_history, tail_of
 from lit_reduce.runtime.encode import encoder_keys, placeholders
+from lit_reduce.runtime.original_tokens import OriginalTokens
 from lit_reduce.runtime.positions import positions_behind
 from lit_reduce.runtime.prompt_map import PromptMap
 from lit_reduce.runtime.session import Session
@@ -40,26 +41,31 @@ def reduced_generate(
         args: Likewise.
         kwargs: Likewise.
     """
+    kwargs |= dict(zip(list(inspect.signature(plain).parameters)[2:], args, strict=False))
     if inputs is not None:
         kwargs["input_ids"] = inputs
     cache = cache_in(kwargs)
     if not _takes_digest(session, kwargs, cache) and _lets_pass(session, kwargs, cache):
-        return plain(None, generation_config, *args, **kwargs)
+        return plain(None, generation_config, **kwargs)
     ids, option = kwargs["input_ids"], _option(session.model, generation_config, kwargs)
     prompt = {name: kwargs.pop(name) for name in {*PROMPT, TIMES, *encoder_keys(session.model)} & kwargs.keys()}
     if prompt.get("attention_mask") is None:
-        prompt["attention_mask"] = _guessed_mask(session.model, ids)
+        prompt["attention_mask"] = _guessed_mask(option, ids)
     session.refuse(option)
     short, history = _short_prompt(session, prompt, cache)
     _count_lengths(option, kwargs, ids.shape[1] - short["input_ids"].shape[1])
     padded = option("use_cache") is False
     short = _with_padding(short) if padded else short
-    with session.reading(padded, short["input_ids"].shape[1] - cached_length(cache)):
-        out = plain(None, generation_config, *args, **short, **kwargs)
+    original = OriginalTokens(ids, short["input_ids"].shape[1])
+    kwargs |= original.arguments(option, kwargs)
+    with (
+        session.reading(padded, original.length - cached_length(cache)),
+        original.counting(session.model),
+    ):
+        out = plain(None, generation_config, **short, **kwargs)
     sequences = out if isinstance(out, Tensor) else out.sequences
     times = len(sequences) // len(ids)
-    answer = sequences[:, short["input_ids"].shape[1] :]
-    full = torch.cat([ids.to(sequences.device).repeat_interleave(times, 0), answer], 1)
+    full = original.restore(sequences)
     cache = cache if isinstance(out, Tensor) else getattr(out, CACHE, cache)
     if cache is not None:
         history.repeat(times).write(cache)
@@ -87,6 +93,11 @@ def reduced_forward(session: Session, plain: Plain, *args: Any, **kwargs: Any) -
         if history is None or session.family.kinds(kwargs):
             raise UserError("forward cannot take a new image on a cache; use generate with the whole conversation")
         return plain(**kwargs | _step(history, cached_length(cache), ids, kwargs))
+    if mask is None and _packed(kwargs.get("position_ids")):
+        raise UserError(
+            "position_ids that begin anew pack several samples into a row, which an attached model cannot tell apart; "
+            "pass one sample in a row, with an attention_mask"
+        )
     kwargs["attention_mask"] = mask = torch.ones_like(ids) if mask is None else mask
     wanted, at = kwargs.pop("return_dict", None), kwargs.pop("logits_to_keep", 0)
     short, prompt_map = session.shorten(kwargs)
@@ -102,9 +113,15 @@ def reduced_forward(session: Session, plain: Plain, *args: Any, **kwargs: Any) -
 
 
 def _option(model: Any, config: Any, kwargs: dict[str, Any]) -> Option:
-    """The value of a generation option by its name, from the keyword arguments or else the generation config."""
-    chosen = config or model.generation_config
-    return lambda name: kwargs.get(name, getattr(chosen, name, None))
+    """The value of a generation option by its name: a keyword, or the config passed, or the model's own config."""
+
+    def value(name: str) -> Any:
+        if name in kwargs:
+            return kwargs[name]
+        passed = getattr(config, name, None)
+        return getattr(model.generation_config, name, None) if passed is None else passed
+
+    return value
 
 
 def _takes_digest(session: Session, kwargs: dict[str, Any], cache: Any) -> bool:
@@ -143,7 +160,10 @@ def _short_prompt(session: Session, prompt: dict[str, Any], cache: Any) -> tuple
     if cached == 0:
         short, prompt_map = session.shorten(prompt)
         return short, _history(session, ids, mask, short, prompt_map)
-    history = history_of(cache) or plain_history(ids, mask, cached, getattr(model.base_model, "rope_deltas", None))
+    deltas = getattr(model.base_model, "rope_deltas", None)
+    if hasattr(model.base_model, "rope_deltas") and not bool(placeholders(model, ids[:, :cached]).any()):
+        deltas = torch.zeros_like(ids[:, :1])  # what the model noted may be of another call
+    history = history_of(cache) or plain_history(ids, mask, cached, deltas)
     tail = tail_of(history, cached, ids, mask)
     done = tail.generated.shape[1]
     short = {"input_ids": tail.fresh, "attention_mask": tail.mask[:, done:], "position_ids": tail.positions[..., done:]}
@@ -181,6 +201,14 @@ def _step(history: History, cached: int, ids: Tensor, kwargs: dict[str, Any]) ->
     return {"attention_mask": torch.cat([history.mask, rest], 1), "position_ids": positions}
 
 
+def _packed(positions: Tensor | None) -> bool:
+    """Whether position ids ``[B, L]`` or ``[R, B, L]`` begin anew within a row."""
+    if positions is None:
+        return False
+    text = positions if positions.ndim == 2 else positions[0]
+    return bool(((text[:, 1:] == 0) & (text[:, :-1] > 0)).any())
+
+
 def _ends_alike(prompt_map: PromptMap, count: int) -> bool:
     """Whether the last tokens of the short prompt are the last ones of the full prompt."""
     length = prompt_map.selected.shape[1]
@@ -197,11 +225,10 @@ def _restored(logits: Tensor, prompt_map: PromptMap) -> Tensor:
     return full.scatter(1, index, logits * prompt_map.valid[..., None])
 
 
-def _guessed_mask(model: Any, ids: Tensor) -> Tensor:
+def _guessed_mask(option: Option, ids: Tensor) -> Tensor:
     """The mask that ``generate`` assumes when none is given: padding, where the pad token means nothing else."""
-    config = model.generation_config
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    pad = config.pad_token_id
+    ends, pad = option("eos_token_id"), option("pad_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
     return torch.ones_like(ids) if pad is None or pad in ends else (ids != pad).long()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import is_flash_attention_requested
 
 Rows = slice | Tensor
 CLS = slice(0, 1)
@@ -154,8 +155,14 @@ def _probed(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = getattr(module, "is_causal", True) if causal is None else causal
     lengths = kwargs.get("cu_seq_lens_q")  # flash attention over several images in one row
+    seen = key, value  # of a static cache those at the end are not written yet
+    if causal and attention_mask is None and query.shape[2] > 1 and not is_flash_attention_requested(view._base):
+        seen = (
+            key[:, :, : query.shape[2]],
+            value[:, :, : query.shape[2]],
+        )
     cuts = [query.shape[2]] if lengths is None else lengths.diff().tolist()
-    for q, k, v in zip(*(x.split(cuts, 2) if len(cuts) > 1 else [x] for x in (query, key, value)), strict=True):
+    for q, k, v in zip(*(x.split(cuts, 2) if len(cuts) > 1 else [x] for x in (query, *seen)), strict=True):
         view.probe.see(AttentionCall(q, k, v, attention_mask, scaling, causal))
     module.config = view._base  # flash attention reads its kernel's name from here
     try:

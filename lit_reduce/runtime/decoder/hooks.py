@@ -115,7 +115,7 @@ class DecoderHooks(ModelHooks):
             prompt = prompt.repeat(len(embeds) // len(prompt.real))
             self.clear()
         if cache is not None:
-            use_slots(cache)
+            use_slots(cache, len(self.lm.layers))
         past = 0 if cache is None else cache.get_seq_length()
         self._state, self._store = PrefillState(prompt, len(embeds), embeds.shape[1], past, embeds.device), cache
         if prompt is not None:
@@ -188,7 +188,7 @@ class DecoderHooks(ModelHooks):
             given = self.rows.read(self.decoder, number, group)
             tokens = VisualTokens(hidden[rows, columns], group[0].grid, given, number, self._course(group))
             reduction = call_reducer(self.decoder, tokens, min(group[0].stages[number], tokens.count - 1))
-            ends = columns == state.last[rows]  # the answer begins at a prompt's last token, even a visual one
+            ends = columns == state.last[rows]  # the answer begins there, even where that is visual
             stay = kept_mask(reduction, tokens.count) | (ends & (not skips))
             if reduction.features is not None:
                 places = columns.gather(1, reduction.kept_indices)

@@ -209,14 +209,21 @@ def slotted(cache: Any) -> bool:
     return cache is not None and any(isinstance(layer, SlotLayer | StaticSlotLayer) for layer in cache.layers)
 
 
-def use_slots(cache: Cache) -> None:
+def use_slots(cache: Cache, depth: int) -> None:
     """Turn a cache into one that knows slots, in place: its identity and settings stay. Harmless when repeated.
+
+    Args:
+        cache: One made without a config has no layers yet.
+        depth: Layers of the language model.
 
     Raises:
         UserError: a kind of cache whose entries cannot be told apart.
     """
     if getattr(cache, "offloading", False):
         raise UserError("an offloaded cache cannot hold some of the tokens only; leave out cache_implementation")
+    if cache.layer_class_to_replicate is not None:
+        missing = range(len(cache.layers), depth)
+        cache.layers.extend(cache.layer_class_to_replicate() for _ in missing)
     for i, layer in enumerate(cache.layers):
         if not isinstance(layer, SlotLayer | StaticSlotLayer):
             cache.layers[i] = _slot_layer(layer)

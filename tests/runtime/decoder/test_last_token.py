@@ -1,4 +1,4 @@
-"""A prompt that ends with its image: the answer begins at the last token, so that one is never dropped."""
+"""A prompt that ends with its image: the answer begins at its last token, which therefore stays."""
 
 import pytest
 import torch

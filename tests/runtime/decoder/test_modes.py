@@ -7,11 +7,11 @@ import pytest
 import torch
 from families import build, one
 from hidden import Hidden
-from transformers import CompileConfig
+from transformers import CompileConfig, StaticCache
 
 from lit_reduce.errors import UserError
 from lit_reduce.reducer import create
-from lit_reduce.runtime import attach
+from lit_reduce.runtime import attach, cache_compat
 
 TOLERANCE = 1e-4
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -45,6 +45,20 @@ def test_modes_of_generate(family, mode):
     assert torch.equal(out.sequences, expected.sequences)
     assert gap(out, expected) < TOLERANCE
     assert attached.stats.kept == 12
+
+
+@pytest.mark.parametrize("name", ["sparsevlm", "efficientvla", "pyramiddrop"])
+@torch.no_grad()
+def test_a_static_cache_with_room_and_one_prompt_without_padding(name):
+    tiny = build("llava")
+    tiny = type(tiny)(tiny.model, one(tiny), tiny.token)
+    with Hidden(tiny, decoder=create(name)):
+        expected = tiny.model.generate(**tiny.inputs, **GREEDY)
+    ids, pixels = tiny.inputs["input_ids"], tiny.inputs["pixel_values"]
+    store = {cache_compat.CACHE: StaticCache(config=tiny.model.config, max_cache_len=150)}
+    with attach(tiny.model, create(name), keep=4):
+        out = tiny.model.generate(ids, pixel_values=pixels, **GREEDY, **store)
+    assert gap(out, expected) < TOLERANCE
 
 
 @torch.no_grad()
