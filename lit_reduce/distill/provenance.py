@@ -28,10 +28,9 @@ def run_facts(settings: TrainSettings, model: Any, reducer: Reducer, data: Disti
     """Everything that decides the result, by the name of the setting; files and models count by their content."""
     free = FREE if settings.patience is not None else FREE | {"val_every", "val_budgets"}
     values = {name: value for name, value in dataclasses.asdict(settings).items() if name not in free}
-    identity = identify(model)
     groups = [*data.groups, *(() if settings.patience is None else data.val_groups)]
     values |= {
-        "backbone": [identity.hash, identity.samples, str(model.dtype)],
+        "backbone": [identify(model).hash, str(model.dtype)],
         "reducer": reducer.name,
         "reducer.options": vars(reducer.config),
         "data": hashlib.sha256("\n".join(group.key for group in groups).encode()).hexdigest(),

@@ -64,8 +64,7 @@ class Teacher:
         asked = sorted(signals)
         self.backbone, self.layers, self.rows = backbone, layers, rows
         self.signals, self.pixels = [name for name in asked if name != PIXELS], PIXELS in asked
-        identity = backbone.identity
-        facts = json.dumps([identity.hash, identity.samples, str(backbone.model.dtype), layers, rows, TOP, 2, *asked])
+        facts = json.dumps([backbone.identity.hash, str(backbone.model.dtype), layers, rows, TOP, 2, *asked])
         self.cache = cache / hashlib.sha256(facts.encode()).hexdigest()[:16] if cache else None
 
     def outputs(self, group: Group) -> Outputs:

@@ -65,10 +65,10 @@ def check_same(settings: PredictSettings, output: Path, backbone: Backbone, spec
 
 def _facts(settings: PredictSettings, backbone: Backbone, spec: ReducerSpec) -> dict[str, Any]:
     """Everything that decides an answer, by the name of the setting."""
-    identity, fingerprint = backbone.identity, spec.fingerprint
+    fingerprint = spec.fingerprint
     reducer = hashlib.sha256(repr(fingerprint[:-1]).encode()).hexdigest() if fingerprint else "none"
     return {
-        "backbone": [identity.hash, identity.samples],
+        "backbone": backbone.identity.hash,
         "backbone.dtype": str(backbone.model.dtype),
         "reducer": reducer,
         "keep": spec.keep,

@@ -32,7 +32,6 @@ class BackboneId:
         vision_hidden_size: Width of the vision tower.
         tokens: Visual tokens of one image; 0 if the count depends on the image size.
         depth: Layers of the language model; 0 in files that do not record it.
-        samples: Fingerprint of names and sampled values of the weights in memory; "" in files that do not record it.
     """
 
     id: str
@@ -42,7 +41,6 @@ class BackboneId:
     vision_hidden_size: int
     tokens: int
     depth: int = 0
-    samples: str = ""
 
 
 @dataclass
@@ -73,7 +71,7 @@ class PluginConfig:
 
 
 # Entries that older or hand-written files may lack; their defaults are right for these files.
-_OPTIONAL = {"metrics", "weights_sha256", "library_version", "depth", "samples"}
+_OPTIONAL = {"metrics", "weights_sha256", "library_version", "depth"}
 
 
 def read_config(folder: PathLike) -> PluginConfig:

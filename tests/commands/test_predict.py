@@ -132,7 +132,7 @@ def test_the_settings_beside_the_answers_can_be_given_back(many: PredictSettings
     assert saved != beside(Path(str(many.output)).with_suffix(".json")), "which belong to a report of evaluate"
     assert resolve(PredictSettings, [f"config={saved}"], configs_dir(), "predict") == many
     facts = json.loads(saved.read_text().partition("\n")[0].removeprefix("# answered with "))
-    assert facts["backbone"][0] == load_backbone(tiny_folder, device="cpu").identity.hash
+    assert facts["backbone"] == load_backbone(tiny_folder, device="cpu").identity.hash
     assert len(facts["reducer"]) == 64
 
 
