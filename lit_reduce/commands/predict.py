@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
@@ -23,8 +24,6 @@ from lit_reduce.report.model_view import model_view
 from lit_reduce.report.overlay import overlay, paintable
 from lit_reduce.settings import BackboneSettings
 from lit_reduce.settings.predict import PredictSettings
-from lit_reduce.settings.words import read_yaml
-from lit_reduce.settings.yaml_text import load_yaml
 
 
 def main(argv: Sequence[str]) -> None:
@@ -156,7 +155,8 @@ def _check_same_settings(settings: PredictSettings, output: Path) -> None:
     saved = files.beside(output)
     if not saved.is_file() or not output.is_file() or output.stat().st_size == 0:
         return
-    before, now = read_yaml(saved), load_yaml(files.to_yaml(settings))
+    before: Any = OmegaConf.to_container(OmegaConf.load(saved))
+    now: Any = OmegaConf.to_container(OmegaConf.create(files.to_yaml(settings)))
     for name in ("backbone", "reducer", "keep", "max_new_tokens"):
         if before.get(name) != now[name]:
             raise UserError(f"{output} was begun with another {name} (see {saved}): give another output")

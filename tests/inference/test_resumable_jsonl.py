@@ -18,7 +18,7 @@ from PIL import Image
 
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
-from lit_reduce.inference.resumable_jsonl import answer_rows
+from lit_reduce.inference.resumable_jsonl import answer_rows, parse_record
 
 ROWS = [Row(f"prompt {i} \u2028 é", Image.new("RGB", (1, 1)), id=i, line=i + 1, source=f"{i}.png") for i in range(20)]
 
@@ -167,3 +167,11 @@ def test_killed_hard_again_and_again(tmp_path: Path) -> None:
         subprocess.run(command, check=True, stdout=subprocess.PIPE, env=here)
     assert kills > 0
     assert [json.loads(line)["id"] for line in output.read_bytes().splitlines()] == list(range(40))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"[" * 200_000, b'{"a": ' + b"9" * 5000 + b"}", rb'{"a": "\ud800"}', b"[1]", b"null", b'"text"', b"\xff", b"{"],
+)
+def test_lines_that_no_run_wrote_are_no_records(line: bytes) -> None:
+    assert parse_record(line + b"\n") is None
