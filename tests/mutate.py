@@ -67,7 +67,7 @@ def make_cases(folder: Path) -> list[Case]:
     chosen.write_text(settings.to_yaml(TrainSettings()))
     cases.append((chosen, lambda: resolved(folder, f"config={chosen}")))
     words = folder / "words"
-    words.write_text("reducer=covipal\nreducer.options.width=8\nseed=3\noptimizer.learning_rate=1e-3")
+    words.write_text("reducer=covipal\nreducer.options.width=8\nseed=3\nlearning_rate=1e-3")
     cases.append((words, lambda: resolved(folder, *words.read_text("latin-1").split("\n"))))
     journal = folder / "journal.jsonl"
     journal.write_text('{"image": "sound.png", "prompt": "what?", "answer": "two"}\n')
