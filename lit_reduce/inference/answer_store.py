@@ -15,6 +15,7 @@ from lit_reduce.inference.spec import ReducerSpec
 from lit_reduce.version import __version__
 
 Answers = dict[str, dict[str, Any]]
+MAX_JOURNAL = 1 << 28  # bytes of a file of answers
 
 
 class AnswerStore:
@@ -73,8 +74,8 @@ class AnswerStore:
     def _read(self, path: Path) -> Answers:
         """The answers of a file by question; a torn line counts for nothing, so its question is asked again."""
         if path not in self.known:
-            lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-            records = [record for record in map(parse_record, lines) if record is not None and "question" in record]
+            lines = read_plain(path, MAX_JOURNAL).splitlines(keepends=True) if path.exists() else []
+            records = [record for record in map(parse_record, lines) if record is not None and _is_answer(record)]
             self.known[path] = {record.pop("question"): record for record in records}
         return self.known[path]
 
@@ -83,6 +84,10 @@ def question_digest(row: Row) -> str:
     """What is asked: a digest of the picture's content and the prompt."""
     image = read_plain(row.image, MAX_BYTES) if isinstance(row.image, Path) else row.image.tobytes()
     return _digest(repr((hashlib.sha256(image).digest(), row.prompt)))
+
+
+def _is_answer(record: dict[str, Any]) -> bool:
+    return isinstance(record.get("question"), str) and isinstance(record.get("answer"), str)
 
 
 def _digest(text: str) -> str:

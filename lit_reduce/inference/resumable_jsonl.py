@@ -103,10 +103,11 @@ def append_records(file: FileIO, records: Sequence[dict[str, Any]]) -> None:
 
 
 def parse_record(line: bytes) -> dict[str, Any] | None:
-    """The record of a finished line; None for a torn one."""
+    """The record of a finished line; None for a torn one, and for one that no run could have written."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+        json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair could be neither printed nor saved
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

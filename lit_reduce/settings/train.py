@@ -69,7 +69,7 @@ class TrainSettings:
         None, "names of the weights that train, as [rest], or of the modules that hold them; null: all", was="only"
     )
     output: str = option("outputs/train", "folder of checkpoints, log, plug-in, table and the resolved settings")
-    seed: int = option(0, "seed of the weights, of the order of questions and of the budgets", min=0)
+    seed: int = option(0, "seed of the weights, of the order of questions and of the budgets", min=0, max=2**32 - 1)
     budgets: list[int | float] = option(
         [16, 192],
         "smallest and largest count of kept tokens, or ratios as [0.05,0.5] where counts differ between pictures; "

@@ -1,5 +1,6 @@
 """The store of answers: found again by what was asked of whom, whatever happened in between."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from noise import noise
 
 from lit_reduce.backbones import Backbone
 from lit_reduce.data.jsonl import Row
+from lit_reduce.errors import UserError
 from lit_reduce.evaluate import evaluator
 from lit_reduce.evaluate.evaluator import evaluate
-from lit_reduce.inference.answer_store import AnswerStore
+from lit_reduce.inference.answer_store import AnswerStore, question_digest
 from lit_reduce.inference.spec import ReducerSpec
 from lit_reduce.reducer import create
 
@@ -104,3 +106,21 @@ def test_an_evaluation_asks_only_what_is_missing(
     assert asked == [("pool", 2), ("pool", 2)]
     assert scores(specs, ROWS, AnswerStore(tmp_path, tiny, 3)) == fresh
     assert asked == []
+
+
+def test_lines_that_are_no_answers_are_asked_again(tiny: Backbone, tmp_path: Path) -> None:
+    path = AnswerStore(tmp_path, tiny, 3).path("x", GRID)
+    digest = question_digest(ROWS[0])
+    path.write_text(
+        f'{{"question": [1]}}\n{{"question": "{digest}"}}\n{{"question": "{digest}", "answer": 3}}\n[]\n0\n'
+    )
+    store = AnswerStore(tmp_path, tiny, 3)
+    assert store.find("x", GRID, ROWS[:1]) is None
+    store.add("x", GRID, ROWS[:1], ANSWERS[:1])
+    assert AnswerStore(tmp_path, tiny, 3).find("x", GRID, ROWS[:1]) == ANSWERS[:1]
+
+
+def test_a_pipe_is_no_store(tiny: Backbone, tmp_path: Path) -> None:
+    os.mkfifo(AnswerStore(tmp_path, tiny, 3).path("x", GRID))
+    with pytest.raises(UserError, match="not a plain file"):
+        AnswerStore(tmp_path, tiny, 3).find("x", GRID, ROWS)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from lit_reduce.data.jsonl import Row
 from lit_reduce.errors import UserError
-from lit_reduce.inference.resumable_jsonl import answer_rows, open_answers
+from lit_reduce.inference.resumable_jsonl import answer_rows, open_answers, parse_record
 
 ROWS = [Row(f"prompt {i} \u2028 é", Image.new("RGB", (1, 1)), id=i, line=i + 1, source=f"{i}.png") for i in range(20)]
 
@@ -217,3 +217,11 @@ def test_a_run_that_writes_nothing_leaves_nothing(tmp_path: Path) -> None:
     with open_answers(tmp_path / "out.jsonl", ROWS) as opened:
         assert opened.done == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"[" * 200_000, b'{"a": ' + b"9" * 5000 + b"}", rb'{"a": "\ud800"}', b"[1]", b"null", b'"text"', b"\xff", b"{"],
+)
+def test_lines_that_no_run_wrote_are_no_records(line: bytes) -> None:
+    assert parse_record(line + b"\n") is None
