@@ -62,7 +62,7 @@ class Teacher:
         asked = sorted(signals)
         self.backbone, self.layers, self.rows = backbone, layers, rows
         self.signals, self.pixels = [name for name in asked if name != PIXELS], PIXELS in asked
-        facts = json.dumps([backbone.identity.hash, layers, rows, TOP, 1, *asked])
+        facts = json.dumps([backbone.identity.hash, layers, rows, TOP, 2, *asked])
         self.cache = cache / hashlib.sha256(facts.encode()).hexdigest()[:16] if cache else None
 
     def outputs(self, group: Group) -> Outputs:
@@ -91,7 +91,7 @@ class Teacher:
     @torch.no_grad()
     def _compute(self, group: Group) -> Outputs:
         backbone = self.backbone
-        model, tokenizer = backbone.model, backbone.processor.tokenizer
+        model = backbone.model
         picture = group.open()
         first = backbone.prepare([picture], [group.turns[0][0]])
         encoded = encode(model, first, self.signals, backbone.family)
@@ -159,9 +159,7 @@ class Teacher:
         length = next((i for i, token in enumerate(said) if token in stops), None)
         return said if length is None else [*said[:length], end]
 
-    def _packed(
-        self, prefix: Tensor, suffix: Tensor, lengths: Tensor, features: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _packed(self, prefix: Tensor, suffix: Tensor, lengths: Tensor, features: Tensor) -> tuple[Tensor, list[Tensor]]:
         model, decoder = self.backbone.model, self.backbone.model.get_decoder()
         p, n = len(prefix), len(prefix) + len(suffix)
         turn = torch.repeat_interleave(torch.arange(len(lengths)), lengths.sum(1)).to(prefix.device)

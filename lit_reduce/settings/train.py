@@ -77,9 +77,7 @@ class TrainSettings:
         above=0,
         min_items=1,
     )
-    budget_weights: list[float] | None = option(
-        None, "one weight for each of budgets, to draw from these alone", min=0
-    )
+    budget_weights: list[float] | None = option(None, "one weight for each of budgets, to draw from these alone", min=0)
     curriculum: float = option(0.0, "share of the steps on which budgets come down from all tokens", min=0, max=1)
     positions: str = option(
         "keep", "position ids of kept tokens: the original ones, or without gaps", choices=("keep", "renumber")

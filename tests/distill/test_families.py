@@ -1,4 +1,4 @@
-"""Training on every family: pictures of unequal size, labels as the chat template writes them, the plain model's words."""
+"""Training on every family: pictures of unequal size, labels as the template writes them, the plain model's words."""
 
 from pathlib import Path
 from typing import Any

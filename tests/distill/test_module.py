@@ -213,7 +213,8 @@ def test_batches_are_a_function_of_the_step_and_visit_every_picture(
     features = [teacher.outputs(group)["features"].float() for group in groups]
     for epoch in range(4):
         seen = {
-            next(i for i in range(3) if torch.equal(data.batches(2 * epoch + k)[0].features[0], features[i])) for k in (0, 1)
+            next(i for i in range(3) if torch.equal(data.batches(2 * epoch + k)[0].features[0], features[i]))
+            for k in (0, 1)
         }
         assert seen == {0, 1}  # the third picture is for validation
     # Two processes of one picture share the batch of one process with two.
