@@ -208,7 +208,7 @@ def build(name: str, attention: str = "sdpa", seed: int = 0) -> Tiny:
     """A fresh model of a family and its batch; equal for equal arguments. Videos: one for each prompt."""
     torch.manual_seed(seed)
     model, pictures = (FAMILIES | VIDEO_FAMILIES)[name]()
-    _initialise(model)
+    initialise(model)
     model.set_attn_implementation(attention)
     token = VIDEO if "video" in name else IMAGE
     counts = _counts(model, pictures, token)
@@ -253,7 +253,8 @@ def one(tiny: Tiny, row: int = 0) -> dict[str, Any]:
     return out
 
 
-def _initialise(model: Any) -> None:
+def initialise(model: Any) -> None:
+    """Weights that make attention uneven; no end-of-text token."""
     g = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         if weight.ndim > 1:

@@ -7,8 +7,9 @@ the marks and the spaces of the published ones.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import transformers as hf
-from families import FAMILIES, IMAGE, PAD, TEXT, TILES, VISION, build
+from families import FAMILIES, IMAGE, PAD, TEXT, TILES, VISION, build, initialise
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from lit_reduce.backbones import Backbone, wrap
@@ -98,8 +99,8 @@ def _qwen(processor: Any, videos: Any) -> Any:
     images = hf.Qwen2VLImageProcessor(size={"shortest_edge": 64, "longest_edge": 2400}, patch_size=4, merge_size=2)
     marks = {"image_token": "<image>", "video_token": "<video>"}
     marks |= {"vision_bos_token": "<boi>", "vision_eos_token": "<eoi>"}
-    made = processor(images, tokenizer(**marks), videos(), chat_template=CHATML.replace("<image>", "<boi><image><eoi>"))
-    return made
+    template = CHATML.replace("<image>", "<boi><image><eoi>")
+    return processor(images, tokenizer(**marks), videos(), chat_template=template)
 
 
 def _idefics3() -> Any:
@@ -169,12 +170,9 @@ def _pixtral_model() -> tuple[Any, dict[str, Any]]:
 def backbone(name: str, attention: str = "sdpa") -> Backbone:
     """The tiny model of a family with its processor, frozen."""
     if name == "pixtral":
-        import torch
-        from families import _initialise
-
         torch.manual_seed(0)
         model, _ = _pixtral_model()
-        _initialise(model)
+        initialise(model)
         model.set_attn_implementation(attention)
     else:
         model = build(name, attention).model

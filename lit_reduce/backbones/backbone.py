@@ -136,6 +136,29 @@ def wrap(model: Any, processor: Any) -> Backbone:
     return Backbone(model, processor, identify(model), family)
 
 
+def read_config(name_or_path: str | Path, revision: str | None = None) -> Any:
+    """The config of a backbone, without its weights; for a ``shape:`` that of the model.
+
+    Raises:
+        UserError: not found, not readable, or a family that the table lacks.
+    """
+    from transformers import AutoConfig
+
+    if str(name_or_path).startswith(shapes.PREFIX):
+        return shapes.config_of(str(name_or_path))
+    try:
+        config = AutoConfig.from_pretrained(_locate(str(name_or_path)), revision=revision)
+    except (OSError, ValueError) as error:
+        raise _unloadable(name_or_path, error) from error
+    family_of(config)
+    return config
+
+
+def _unloadable(name_or_path: str | Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"no backbone can be loaded from '{name_or_path}': {reason}")
+
+
 def load_backbone(
     name_or_path: str | Path,
     dtype: str | torch.dtype | None = None,
@@ -154,22 +177,21 @@ def load_backbone(
     Raises:
         UserError: not found, not readable, an unknown dtype, or a family that the table lacks.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     number = _dtype(dtype) if dtype is not None else torch.float32 if place.type == "cpu" else "auto"
     if str(name_or_path).startswith(shapes.PREFIX):
         return wrap(shapes.load_shape(str(name_or_path), number, place), shapes.NoProcessor())
     source = _locate(str(name_or_path))
+    read_config(source, revision)
     try:
-        family_of(AutoConfig.from_pretrained(source, revision=revision))
         model, found = AutoModelForImageTextToText.from_pretrained(
             source, revision=revision, dtype=number, output_loading_info=True
         )
         processor = AutoProcessor.from_pretrained(source, revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"no backbone can be loaded from '{name_or_path}': {reason}") from error
+        raise _unloadable(name_or_path, error) from error
     if missing := sorted(found["missing_keys"]):  # transformers would fill them with noise
         raise UserError(
             f"the backbone '{name_or_path}' is incomplete: {missing[0]} is missing ({len(missing)} weights)"

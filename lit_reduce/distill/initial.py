@@ -1,9 +1,10 @@
 """The reducer that training starts with: fresh, or with the weights of a plug-in; all weights trainable, or some."""
 
 from lit_reduce.backbones import Backbone
+from lit_reduce.backbones.towers import tower_of
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import create_for, load_plugin
-from lit_reduce.reducer import Reducer
+from lit_reduce.reducer import Reducer, find
 from lit_reduce.settings.train import TrainSettings
 
 
@@ -13,12 +14,27 @@ def initial_reducer(settings: TrainSettings, backbone: Backbone) -> Reducer:
     Raises:
         UserError: An unknown reducer or option, a plug-in that does not load or does not fit, unknown weights.
     """
-    reducer = create_for(backbone.identity, settings.reducer.name, settings.reducer.options)
+    given = settings.reducer.options
+    sizes = {name: size for name, size in sizes_of(backbone, settings.reducer.name).items() if not given.get(name)}
+    reducer = create_for(backbone.identity, settings.reducer.name, {**given, **sizes})
     if settings.init_from is not None:
         load_weights(reducer, load_plugin(settings.init_from)[0], settings.init_from)
     if settings.trainable is not None:
         freeze_others(reducer, settings.trainable)
     return reducer
+
+
+def sizes_of(backbone: Backbone, name: str) -> dict[str, int]:
+    """Sizes of the backbone that a reducer has options for: of its heads (which may share keys) and of its tower."""
+    attention = backbone.model.get_decoder().layers[0].self_attn
+    parts = {"query_size": "q_proj", "key_size": "k_proj"}
+    options = find(name).config_class.__dataclass_fields__
+    sizes = {
+        option: int(getattr(attention, part).out_features)
+        for option, part in parts.items()
+        if option in options and hasattr(attention, part)
+    }
+    return sizes | ({"blocks": tower_of(backbone.model).depth} if "blocks" in options else {})
 
 
 def load_weights(reducer: Reducer, other: Reducer, path: str) -> None:

@@ -22,7 +22,8 @@ def budget_of(
     Args:
         step: Of training.
         seed: Of the run.
-        budgets: Counts, or ratios of ``tokens``. Their smallest and largest are the ends of a range, drawn from evenly on a log scale (our reading).
+        budgets: Counts, or ratios of ``tokens``. Their smallest and largest are the ends of a range, drawn from evenly
+            on a log scale (our reading).
         weights: With one for each budget, the budgets are a list to choose from, by these (TokenFLEX, arXiv 2504.03154,
             which draws the count of a step from a list; the weights are derived, not read).
         share: How much of the curriculum is done, see `lowered`.

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_reduce.backbones.families import family_of
 from lit_reduce.distill.batch import Batch
 from lit_reduce.distill.relaxation import RelaxedSelection
 from lit_reduce.distill.tower_pass import encoded_again, registers
@@ -47,7 +48,10 @@ def student_logits(
     Returns:
         Logits ``[A, V]`` and labels ``[A]`` of the answer tokens, and the row ``[A]`` of each.
     """
-    with Session(model, {reducer.site: (reducer, Budget(keep))}, progress=progress).install() as session:
+    # Where counts differ between pictures, a session accepts what it can check for all of them: a ratio.
+    known = family_of(model.config).tokens(model.config)
+    budget = Budget(keep if known else min(1.0, keep / batch.features.shape[1]))
+    with Session(model, {reducer.site: (reducer, budget)}, progress=progress).install() as session:
         encoded = batch.encoded(model) if session.shares_encoding else encoded_again(model, reducer, batch)
         short, _ = session.shorten(batch.inputs, encoded)
         with session.reading():

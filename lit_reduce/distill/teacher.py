@@ -88,7 +88,7 @@ class Teacher:
     @torch.no_grad()
     def _compute(self, group: Group) -> Outputs:
         backbone = self.backbone
-        model, tokenizer = backbone.model, backbone.processor.tokenizer
+        model = backbone.model
         picture = group.open()
         first = backbone.prepare([picture], [group.turns[0][0]])
         encoded = encode(model, first, self.signals, backbone.family)

@@ -5,19 +5,20 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from lightning import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_reduce.backbones import Backbone, load_backbone
+from lit_reduce.backbones import Backbone, load_backbone, read_config
 from lit_reduce.data.groups import Group
-from lit_reduce.distill.checks import check, check_budgets, guide_layers, precision_of
+from lit_reduce.distill.checks import check, check_backbone, guide_layers, precision_of
 from lit_reduce.distill.data import DistillData
 from lit_reduce.distill.export import export, write_table
 from lit_reduce.distill.initial import initial_reducer
 from lit_reduce.distill.logs import quiet
 from lit_reduce.distill.lr_finder import show, sweep
 from lit_reduce.distill.provenance import run_facts
-from lit_reduce.distill.sources import training_groups
+from lit_reduce.distill.sources import table_rows, training_groups
 from lit_reduce.distill.teacher import PIXELS, Teacher
 from lit_reduce.distill.trainer import check_checkpoint, fit
 from lit_reduce.files import check_writable, locked
@@ -51,11 +52,15 @@ def train(settings: TrainSettings) -> None:
 def _train(settings: TrainSettings, output: Path) -> None:
     seed_everything(settings.seed, verbose=False)
     given = settings.backbone
-    backbone = load_backbone(given.name, given.dtype, given.device, given.revision)
-    settings = replace(settings, precision=precision_of(settings, backbone))
-    check_budgets(settings, backbone)
-    reducer = initial_reducer(settings, backbone)
+    check_backbone(settings, read_config(given.name, given.revision))
     groups = training_groups(settings.data)
+    if settings.table_budgets:
+        table_rows(settings.data)
+    backbone = load_backbone(given.name, given.dtype, given.device, given.revision)
+    if given.dtype is None and backbone.model.dtype == torch.float16:
+        backbone.model.to(torch.bfloat16)  # gradients through the model would vanish below the least float16
+    settings = replace(settings, precision=precision_of(settings, backbone))
+    reducer = initial_reducer(settings, backbone)
     data = distill_data(settings, backbone, reducer, *groups)
     check_checkpoint(output / "last.ckpt", reducer, run_facts(settings, backbone.model, reducer, data))
     save(settings, output / "settings.yaml")
@@ -89,7 +94,7 @@ def distill_data(
     Raises:
         UserError: A guide layer that the decoder does not have.
     """
-    layers = guide_layers(settings, backbone)
+    layers = guide_layers(settings, len(backbone.model.get_decoder().layers))
     signals = {PIXELS} if reducer.site == "encoder" else from_tower(reducer)  # inside the tower it gets its own
     cache = None if settings.data.cache is None else Path(settings.data.cache)
     teacher = Teacher(backbone, layers, settings.guide_rows, cache, signals)

@@ -102,7 +102,7 @@ def short_id(backbone: str) -> str:
     return path.name if local else backbone
 
 
-def _usual(budgets: Sequence[int]) -> int:
+def _usual(budgets: Sequence[float]) -> float:
     """Budget for the example: 64, or the nearest one that was trained."""
     return min(max(64, min(budgets)), max(budgets)) if budgets else 64
 

@@ -51,7 +51,7 @@ class PluginConfig:
         reducer: Name in the register.
         options: Settings of the reducer.
         backbone: The backbone that it was trained on.
-        budgets: Numbers of kept tokens seen in training.
+        budgets: Numbers of kept tokens seen in training, or ratios.
         positions: ``keep`` (kept tokens keep their original positions) or ``renumber``.
         metrics: Measured results for the card: ``{column: {budget: value}}``, single values under their own name.
         library_version: Version of lit_reduce that wrote the files.
@@ -62,7 +62,7 @@ class PluginConfig:
     reducer: str
     options: dict[str, Any]
     backbone: BackboneId
-    budgets: list[int]
+    budgets: list[int | float]
     positions: str = "keep"
     metrics: dict[str, Any] = field(default_factory=dict)
     library_version: str = __version__
@@ -132,7 +132,7 @@ def _typed(schema: type[_T], raw: Any, path: Path) -> _T:
         value: Any = _typed(BackboneId, raw[key], path) if kind is BackboneId else raw[key]
         plain = getattr(kind, "__origin__", kind)
         wrong = not isinstance(value, plain) or (isinstance(value, bool) and plain is int)
-        if wrong or (key == "budgets" and not all(type(count) is int for count in value)):
+        if wrong or (key == "budgets" and not all(type(count) in (int, float) for count in value)):
             raise UserError(
                 f"{path}: '{key}' must be of type {getattr(kind, '__name__', kind)}, not {repr(value)[:100]}"
             )

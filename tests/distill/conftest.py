@@ -18,6 +18,12 @@ from lit_reduce.settings.train import DataSettings, LossSettings, TrainSettings
 TURNS = [("what is the red w30 here ?", "w40 w41"), ("is big ?", "w50"), ("what ?", "w60 w61 w62")]
 
 
+@pytest.fixture(autouse=True)
+def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny backbone never ends an answer by itself."""
+    monkeypatch.setattr("lit_reduce.distill.teacher.LONGEST", 32)
+
+
 @pytest.fixture
 def groups(pictures: list[Image.Image]) -> list[Group]:
     """Three pictures with three questions each."""

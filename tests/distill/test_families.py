@@ -1,4 +1,4 @@
-"""Training on every family: pictures of unequal size, labels as the chat template writes them, the plain model's words."""
+"""Training on every family: pictures of unequal size, labels as the template writes them, the plain model's words."""
 
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def test_teacher_and_student_are_the_plain_model(name: str) -> None:
 def test_both_stages_train_on_pictures_of_any_size(name: str, reducer: str, make: Any) -> None:
     model = backbone(name)
     made = create_for(model.identity, reducer, OPTIONS[reducer])
-    chosen = make.settings(Path("unused"), budgets=[0.4, 0.6], val_budgets=[0.5], pictures=6, guide_steps=2, steps=4)
+    chosen = make.settings(Path("unused"), budgets=[0.6, 0.7], val_budgets=[0.5], pictures=6, guide_steps=2, steps=4)
     data = make.data(Teacher(model, [3]), groups(), chosen)
     data.groups, data.val_groups = groups(), groups()[:2]
     module = Distiller(model.model, made, chosen)

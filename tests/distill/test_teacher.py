@@ -69,10 +69,7 @@ def test_features_are_what_the_decoder_gets(tiny: Backbone, teacher: Teacher, gr
     assert out["grid"].tolist() == [1, 6, 6]
 
 
-def test_its_own_answer_takes_the_place_of_a_missing_one(
-    tiny: Backbone, teacher: Teacher, groups: list[Group], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lit_reduce.distill.teacher.LONGEST", 32)
+def test_its_own_answer_takes_the_place_of_a_missing_one(tiny: Backbone, teacher: Teacher, groups: list[Group]) -> None:
     tiny.model.generation_config.max_new_tokens = None
     group = Group("own", groups[0].open, (("what ?", None), ("is big ?", "w50")))
     out = teacher.outputs(group)
