@@ -1,7 +1,9 @@
 """Memory and FLOPs of one call against sizes known beforehand."""
 
+import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lit_reduce.benchmark.profiling import ModuleFlops, peak_bytes
 
@@ -48,3 +50,13 @@ def test_flops_of_later_calls_are_told_apart():
             model(torch.ones(rows, 8))
     assert flops.total == 2 * 8 * 4 * (1 + 3)
     assert flops.later == 2 * 8 * 4 * (2 + 1)
+
+
+def test_an_error_inside_the_module_ends_the_count():
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise ValueError(x.sum())
+
+    with pytest.raises(ValueError, match="3"), ModuleFlops(Fails()) as flops:
+        flops.module(torch.ones(3))
+    assert not _get_current_dispatch_mode_stack()
