@@ -157,7 +157,7 @@ def test_a_reduced_tower_costs_what_torch_counts(name, point):
 
 @pytest.mark.parametrize("name", ["llava", "llava_next"])
 def test_registers_cost_the_tower_their_own_rows(name):
-    """A falcon without updates of its own, whose work is the pooling behind the projector alone."""
+    """A falcon without updates of its own, so that it pools behind the projector: no matrix products."""
     tiny = build(name)
     options = {"hidden_size": 32, "vision_hidden_size": 24, "blocks": 3, "rank": 0, "projector_rank": 0, "reatten": 0}
     reducer = create("falcon", **options).requires_grad_(False)
@@ -167,8 +167,7 @@ def test_registers_cost_the_tower_their_own_rows(name):
         flops, _ = counted(lambda: tiny.model.base_model.get_image_features(**seen))
     before = sum(cost.encoder_flops(tiny.model, tiny.inputs))
     more = sum(cost.encoder_flops(tiny.model, tiny.inputs, reducer, 12)) - before
-    pooling = 2 * 12 * 36 * 32 * len(cost.tower_segments(tiny.model, tiny.inputs, 0))
-    assert more + pooling == pytest.approx(flops - plain, rel=CLOSE)
+    assert more == pytest.approx(flops - plain, rel=CLOSE)
     assert more > 0.1 * before
 
 

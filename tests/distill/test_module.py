@@ -69,10 +69,11 @@ def test_a_killed_run_resumes_exactly(
     real, state = Distiller.training_step, {"run": "whole", "die": -1}
 
     def watched(self: Distiller, batch: Any, index: int) -> Tensor:
-        if batch.step == state["die"]:
+        (part,) = batch
+        if part.step == state["die"]:
             raise InterruptedError
         loss = real(self, batch, index)
-        losses[state["run"]][batch.step] = float(loss.detach())
+        losses[state["run"]][part.step] = float(loss.detach())
         return loss
 
     monkeypatch.setattr(Distiller, "training_step", watched)
@@ -189,7 +190,7 @@ def test_one_wrong_token_makes_an_answer_wrong(
         reference[places] = (reference[places] + 1) % 90
         batch.top_ids[owner == row, 0] = reference
         batch.labels[row][batch.labels[row] >= 0] = reference
-    module.validation_step(batch, 0)
+    module.validation_step([batch], 0)
     assert float(module.measures["agreement_36"].compute()) == 0.5
     assert float(module.measures["accuracy_36"].compute()) == 0.5
 
