@@ -90,7 +90,7 @@ class Backbone:
         tokenizer = self.processor.tokenizer
         asked = self._text(prompt, 1, self.processor.image_token)
         before, after = self._around_answer(prompt, asked)
-        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        special = (set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)) - {tokenizer.unk_token_id}
         marks = [token for token in self._ids(after) if token in special]
         end = marks[0] if marks else tokenizer.eos_token_id
         if not before:

@@ -63,9 +63,7 @@ class ModuleFlops:
         if self.module is not None:
             self.handles = [
                 self.module.register_forward_pre_hook(self._begin, prepend=True),
-                self.module.register_forward_hook(
-                    self._end, always_call=True
-                ),  # also after an error
+                self.module.register_forward_hook(self._end, always_call=True),  # also after an error
             ]
         if self.model is not None:
             self.handles.append(self.model.register_forward_pre_hook(self._pass, prepend=True))

@@ -22,6 +22,7 @@ from lit_reduce.reducer import Reducer, available, create, find
 from lit_reduce.registry import plugin_folders
 
 MAX_BYTES = 1 << 32  # of weights
+SMALL = 1 << 20  # bytes that are read to tell damage from another format
 
 
 def load_plugin(
@@ -127,8 +128,9 @@ def _read_weights(folder: Path, config: PluginConfig) -> dict[str, torch.Tensor]
     path = folder / WEIGHTS
     try:
         check_plain(path, MAX_BYTES)
-        with safe_open(path, framework="pt"):  # checks the header against the size, before all is read
-            data = path.read_bytes()
+        if path.stat().st_size > SMALL and not _has_sound_header(path):  # checked before all is read
+            raise ValueError("its header does not fit its size")
+        data = path.read_bytes()
         if config.weights_sha256 not in ("", hashlib.sha256(data).hexdigest()):
             raise UserError(f"{path} is damaged, or {CONFIG} is of another save; save or fetch the plug-in again")
         state = safetensors.load(data)
@@ -137,6 +139,14 @@ def _read_weights(folder: Path, config: PluginConfig) -> dict[str, torch.Tensor]
     if broken := not_finite(state):
         raise UserError(f"{path}: {broken}; train or fetch the plug-in again")
     return state
+
+
+def _has_sound_header(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def _build(folder: Path, config: PluginConfig, state: dict[str, torch.Tensor]) -> Reducer:
