@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from lit_reduce.pocket.muon import Muon
 from lit_reduce.precision import fast_in_bfloat16
 
 Losses = dict[str, Tensor]
@@ -137,8 +138,7 @@ def optimizers_of(parts: dict[str, nn.Module], lr: float, weight_decay: float) -
     outer = [p for _, p in named.values() if p.requires_grad and id(p) not in held]
     out: list[torch.optim.Optimizer] = []
     if inner:
-        options: dict[str, Any] = {"momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
-        out.append(torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, **options))
+        out.append(Muon(inner, lr=lr, weight_decay=weight_decay))
     adam = torch.optim.AdamW(
         [
             {"params": [p for p in outer if p.ndim > 1], "weight_decay": weight_decay},

@@ -1,8 +1,9 @@
 """Makes pocket from nothing: ``python -m lit_reduce.pocket.recipe``; killed, it goes on when started again.
 
-1. ``windows``: the tower learns what patches show, on 6 x 6-patch windows.
+1. ``windows``: the tower learns what patches show, on 6 x 6-patch windows and, every fourth step, on whole pictures.
+   Centres lie near the middle of a patch at first, then anywhere.
 2. ``language``: the decoder learns to answer and to compare, on symbolic scenes of growing size. Independent of 1.
-3. ``pictures``: the tower moves on to whole pictures.
+3. ``pictures``: the tower moves on to whole pictures alone.
 4. ``translate``: the projector learns to say in the decoder's words what the tower sees.
 5. ``connect``: everything learns to answer together, easy-VQA included; from ``whole_from`` on with all 576 tokens in
    view, but for every third step: a model to reduce tokens of should not be thrown by missing ones.
@@ -28,13 +29,15 @@ from lit_reduce.pocket.comparing import Distances, comparing
 from lit_reduce.pocket.connect import connect_loss, picture_loss, question_batch
 from lit_reduce.pocket.export import export, start_from
 from lit_reduce.pocket.language import symbolic_batch, symbolic_loss
-from lit_reduce.pocket.loop import fit
+from lit_reduce.pocket.loop import Losses, fit
 from lit_reduce.pocket.model import build_model
 from lit_reduce.pocket.symbols import Symbols
 from lit_reduce.pocket.tower import Heads, picture_batch, validate, whiten, window_batch, window_loss
 from lit_reduce.pocket.translate import fold, token_batch, translation_loss, wear
+from lit_reduce.pocket.world import JITTER
 from lit_reduce.settings import configs_dir, resolve
 
+NEAR, WIDENING = 1.5, 600  # pixels and steps, see `glimpse`
 STAGES = ("windows", "language", "pictures", "translate", "connect", "polish", "export")
 
 
@@ -48,11 +51,12 @@ class RecipeSettings:
     start: str | None = None
     device: str = "auto"
     workers: int = 1
-    windows_steps: int = 6000
+    windows_steps: int = 12000
+    windows_still: int = 4000
     windows_rate: float = 2e-3
     language_steps: int = 2000
     language_rate: float = 1e-3
-    pictures_steps: int = 300
+    pictures_steps: int = 600
     pictures_rate: float = 1e-3
     translate_steps: int = 8000
     translate_rate: float = 3e-3
@@ -73,6 +77,28 @@ def lesson(step: int, eased: bool) -> dict[str, Tensor]:
     if eased and step < 900:
         return symbolic_batch(step, scenes=16, families=3, things=5, seen=20, turns=8)
     return symbolic_batch(step, scenes=16, seen=64, turns=14)
+
+
+def glimpse(step: int, still: int) -> dict[str, Tensor]:
+    """The pictures of stage 1: three batches of windows, then one of whole pictures.
+
+    Centres lie within NEAR pixels of the middle of a patch for ``still`` steps, and within WIDENING more anywhere.
+    """
+    jitter = NEAR + (JITTER - NEAR) * min(1.0, max(0.0, (step - still) / WIDENING))
+    return picture_batch(step, scenes=4, jitter=jitter) if step % 4 == 3 else window_batch(step, jitter=jitter)
+
+
+def glimpse_loss(model: Any, heads: Heads, device: torch.device) -> Callable[[Any, int], Losses]:
+    """Returns the loss of a batch of ``glimpse``; whole pictures are logged under names of their own."""
+    windows, pictures = window_loss(model, heads, device), picture_loss(model, heads, device)
+
+    def loss_of(batch: dict[str, Tensor], step: int) -> Losses:
+        if "pictures" not in batch:
+            return windows(batch, step)
+        losses = pictures(batch, step)
+        return {"loss": losses["loss"], **{f"pictures_{key}": value for key, value in losses.items()}}
+
+    return loss_of
 
 
 def make(chosen: RecipeSettings) -> None:
@@ -113,8 +139,9 @@ def make(chosen: RecipeSettings) -> None:
     if "windows" in chosen.stages:
         if chosen.start is None:
             whiten(model)
-        go("windows", sees, window_batch, window_loss(model, heads, device), steps=chosen.windows_steps,
-           lr=chosen.windows_rate, on_log=watch)  # fmt: skip
+        still = chosen.windows_still if chosen.start is None else 0
+        go("windows", sees, partial(glimpse, still=still), glimpse_loss(model, heads, device),
+           steps=chosen.windows_steps, lr=chosen.windows_rate, on_log=watch)  # fmt: skip
     if "language" in chosen.stages:
         go("language", speaks, partial(lesson, eased=chosen.start is None),
            comparing(model, distances, symbolic_loss(model, symbols, device)), steps=chosen.language_steps,

@@ -16,7 +16,7 @@ from lit_reduce.pocket.loop import Losses, quick
 from lit_reduce.pocket.model import normalise, patches_of, tower_forward, vision_tower
 from lit_reduce.pocket.render import render
 from lit_reduce.pocket.words import COLORS, PRINTED, SHAPES
-from lit_reduce.pocket.world import GRID, PATCH, Scene, make_scene, scene_rng
+from lit_reduce.pocket.world import GRID, JITTER, PATCH, Scene, make_scene, scene_rng
 
 WINDOW = 6  # patches a side: 36 + CLS tokens instead of 577
 WHOLE = len(SHAPES) * len(COLORS) + len(PRINTED)  # what CLS is asked: which coloured shapes and words are there
@@ -67,13 +67,20 @@ def cls_labels(scene: Scene) -> np.ndarray:
     return out
 
 
-def window_batch(step: int, scenes: int = 8, each: int = 8) -> dict[str, Tensor]:
-    """Makes a batch of 6 x 6-patch windows, most of them around a thing, those with print three times as often."""
+def window_batch(step: int, scenes: int = 8, each: int = 8, jitter: float = JITTER) -> dict[str, Tensor]:
+    """Makes a batch of 6 x 6-patch windows, most of them around a thing, those with print three times as often.
+
+    Args:
+        step: Of the loop.
+        scenes: That the windows are cut from.
+        each: Windows of a scene.
+        jitter: See `make_scene`.
+    """
     cells = np.arange(WINDOW)
     out: dict[str, list[np.ndarray]] = {}
     for i in range(scenes):
         index = step * scenes + i
-        scene = make_scene("train", index)
+        scene = make_scene("train", index, jitter)
         rng = scene_rng("train", index, 1)
         pixels = np.asarray(render(scene)).reshape(GRID, PATCH, GRID, PATCH, 3).transpose(0, 2, 1, 3, 4)
         labels = patch_labels(scene)
@@ -92,11 +99,11 @@ def window_batch(step: int, scenes: int = 8, each: int = 8) -> dict[str, Tensor]
     return {k: torch.from_numpy(np.stack(v)) for k, v in out.items()}
 
 
-def picture_batch(step: int, scenes: int, split: str = "train", offset: int = 0) -> dict[str, Tensor]:
-    """Makes a batch of whole pictures with their dense labels."""
+def picture_batch(step: int, scenes: int, split: str = "train", jitter: float = JITTER) -> dict[str, Tensor]:
+    """Makes a batch of whole pictures with their dense labels; `jitter`: see `make_scene`."""
     out: dict[str, list[np.ndarray]] = {}
     for i in range(scenes):
-        scene = make_scene(split, offset + step * scenes + i)
+        scene = make_scene(split, step * scenes + i, jitter)
         out.setdefault("pictures", []).append(np.asarray(render(scene)))
         out.setdefault("whole", []).append(cls_labels(scene))
         for field, values in patch_labels(scene).items():
