@@ -9,7 +9,7 @@ from lit_reduce.pocket.questions import FAMILIES, ask, questions
 from lit_reduce.pocket.render import render
 from lit_reduce.pocket.world import make_scene, scene_rng
 
-WORLD = 1  # raise when scenes or questions change: cached teacher outputs of older worlds are then left alone
+WORLD = 2  # raise when scenes or questions change: cached teacher outputs of older worlds are then left alone
 
 
 def scene_groups(split: str, count: int, turns: int) -> list[Group]:

@@ -26,8 +26,10 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Makes one step; matrices of one shape are made orthogonal together."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for param in group["params"]:
@@ -38,6 +40,7 @@ class Muon(torch.optim.Optimizer):
                 for param, update in zip(params, updates, strict=True):
                     param.mul_(1 - group["lr"] * group["weight_decay"])
                     param.add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+        return loss
 
     def _moved(self, param: nn.Parameter, momentum: float) -> Tensor:
         """The gradient after Nesterov's momentum."""

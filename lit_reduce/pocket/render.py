@@ -90,8 +90,8 @@ def _most(outlines: list[list[Point]]) -> np.ndarray:
 def _draw(canvas: Image.Image, pen: ImageDraw.ImageDraw, thing: Thing, unseen: bool, rng: np.random.Generator) -> None:
     color = np.asarray(thing.shade or COLORS[thing.color])
     points = [(x * SCALE, y * SCALE) for x, y in outline(thing)]
-    middle = tuple(min(max(int(v * SCALE), 0), SIZE * SCALE - 1) for v in (thing.x, thing.y))
-    rim = _rim(color, np.asarray(canvas.getpixel(middle), float), rng)
+    x, y = (min(max(int(v * SCALE), 0), SIZE * SCALE - 1) for v in (thing.x, thing.y))
+    rim = _rim(color, np.asarray(canvas.getpixel((x, y)), float), rng)
     pen.polygon(points, fill=tuple(color.tolist()))
     if rng.random() < 0.15:
         _shadow(canvas, points, rng)
@@ -112,9 +112,9 @@ def _rim(color: np.ndarray, behind: np.ndarray, rng: np.random.Generator) -> Col
 
 def _shadow(canvas: Image.Image, points: list[Point], rng: np.random.Generator) -> None:
     """Makes one side of a thing a little darker or lighter."""
-    left, top, right, bottom = (int(f(v)) for f, v in
-                                ((math.floor, min(p[0] for p in points)), (math.floor, min(p[1] for p in points)),
-                                 (math.ceil, max(p[0] for p in points)), (math.ceil, max(p[1] for p in points))))  # fmt: skip
+    corners = np.array(points)
+    left, top = np.floor(corners.min(0)).astype(int).tolist()
+    right, bottom = np.ceil(corners.max(0)).astype(int).tolist()
     size = (max(2, right - left), max(2, bottom - top))
     mask = Image.new("L", size)
     ImageDraw.Draw(mask).polygon([(x - left, y - top) for x, y in points], fill=int(rng.integers(40, 80)))

@@ -6,10 +6,13 @@ from functools import partial
 from lit_reduce.data.jsonl import Row
 from lit_reduce.pocket.data import scene_rows
 from lit_reduce.pocket.hd import hd_rows
+from lit_reduce.pocket.transfer import transfer_rows
 
 SETS: Mapping[str, Callable[[int], Iterator[Row]]] = {
     "pocket": partial(scene_rows, "test"),
     "pocket-val": partial(scene_rows, "val"),
+    "pocket-unseen": partial(scene_rows, "unseen"),
+    "pocket-transfer": transfer_rows,
     "pocket-hd": partial(hd_rows, "test"),
     "pocket-hd-val": partial(hd_rows, "val"),
 }

@@ -199,7 +199,11 @@ class _Builder:
         # A skewed palette makes some shapes and colours single (so that "the star" means one thing), others many.
         rng, shape_p, color_p = self.rng, _skewed(self.rng, len(SHAPES)), _skewed(self.rng, len(COLORS))
         for size in sorted(np.exp(rng.uniform(np.log(15), np.log(90), n)).tolist(), reverse=True):
-            shape, color, form = str(rng.choice(SHAPES, p=shape_p)), str(rng.choice(list(COLORS), p=color_p)), rng.random()
+            shape, color, form = (
+                str(rng.choice(SHAPES, p=shape_p)),
+                str(rng.choice(list(COLORS), p=color_p)),
+                rng.random(),
+            )
             number, d = None, size
             if rng.random() < 0.5:
                 number = str(rng.integers(1, 100)) if rng.random() < 0.7 else str(rng.choice(DIGITS))

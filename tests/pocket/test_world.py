@@ -2,15 +2,17 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib import get_data_path
-from PIL import Image, ImageDraw, ImageFont
 
+from lit_reduce.pocket.backgrounds import PHOTOS, photos
+from lit_reduce.pocket.fonts import FONTS, SEEN, UNSEEN, font_file, text_box
 from lit_reduce.pocket.labels import FIELDS, KINDS, patch_labels
-from lit_reduce.pocket.render import FONTS, PHOTOS, outline, render
-from lit_reduce.pocket.words import COLORS
+from lit_reduce.pocket.render import draw, render, text_outline
+from lit_reduce.pocket.shapes import Point, outline
+from lit_reduce.pocket.words import COLORS, SHADES
 from lit_reduce.pocket.world import GRID, LARGE, PATCH, SIZE, SPLITS, Scene, Thing, make_scene, scene_rng
 
 
@@ -24,7 +26,7 @@ def test_a_scene_and_its_picture_repeat_and_ignore_the_global_random_stream() ->
 
 def test_splits_and_streams_are_disjoint() -> None:
     names = list(SPLITS)
-    assert names == ["train", "val", "test"]
+    assert names == ["train", "val", "test", "unseen"]
     scenes = [make_scene(split, index) for split in names for index in range(30)]
     assert len({scene.things for scene in scenes}) == len(scenes)
     assert len({scene.seed for scene in scenes}) == len(scenes)
@@ -35,44 +37,124 @@ def test_splits_and_streams_are_disjoint() -> None:
 def test_things_are_apart_inside_the_picture_and_clearly_large_or_small() -> None:
     for index in range(40):
         scene = make_scene("val", index)
-        things = [t for t in scene.things if t.kind != "bar"]
-        for t in things:
-            assert t.w / 2 - 1e-6 <= t.x <= SIZE - t.w / 2 + 1e-6
-            assert t.h / 2 - 1e-6 <= t.y <= SIZE - t.h / 2 + 1e-6
-        for i, a in enumerate(things):
-            for b in things[:i]:
-                assert abs(a.x - b.x) >= (a.w + b.w) / 2 or abs(a.y - b.y) >= (a.h + b.h) / 2
-        if len(things) > 1:  # a lonely shape may have any size
-            assert all(abs(t.w - LARGE) >= 4 or t.number for t in scene.shapes)
+        boxes = [np.array(outline(t)) for t in scene.things if t.kind != "bar"]
+        for points in boxes:
+            assert points.min() >= -1e-6
+            assert points.max() <= SIZE + 1e-6
+        for i, a in enumerate(boxes):
+            for b in boxes[:i]:
+                assert (a.max(0) < b.min(0)).any() or (b.max(0) < a.min(0)).any()
+        if len(boxes) > 1:  # a lonely shape may have any size
+            assert all(abs(max(t.w, t.h) - LARGE) >= 4 - 1e-9 for t in scene.shapes)
 
 
-def test_every_photograph_has_a_source() -> None:
-    sources = (PHOTOS / "SOURCES.md").read_text()
-    names = [path.name for path in PHOTOS.glob("*.jpg")]
+def test_centres_lie_anywhere_or_as_near_the_middle_of_a_patch_as_training_asks() -> None:
+    def off(jitter: float) -> np.ndarray:
+        things = [t for i in range(60) for t in make_scene("train", i, jitter).things if t.kind != "bar"]
+        return np.array([(t.x % PATCH - PATCH / 2, t.y % PATCH - PATCH / 2) for t in things if max(t.w, t.h) < 30])
+
+    counts = np.histogram(off(7.0), bins=7, range=(-7, 7))[0]
+    assert counts.min() > 0.7 * counts.mean()
+    assert np.quantile(np.abs(off(1.5)), 0.95) <= 1.5  # all but lonely shapes
+
+
+def test_a_scene_has_the_typefaces_and_photographs_of_its_split() -> None:
+    assert len(SEEN) >= 12
+    assert len(UNSEEN) == 4
+    used = {unseen: {font_file(which, unseen) for which in range(1000)} for unseen in (False, True)}
+    assert not used[False] & used[True]
+    assert used[False] == {path for styles in SEEN for path in styles}
+    assert all(path.is_file() for path in used[False] | used[True])
+    assert [make_scene(split, 0).unseen for split in SPLITS] == [False, False, False, True]
+    kinds = {split: {make_scene(split, i).background for i in range(80)} for split in ("train", "test", "unseen")}
+    assert kinds["train"] == kinds["test"]
+    assert kinds["train"] & kinds["unseen"] == {"photo"}
+    seen, unseen = ({image.tobytes() for image in photos(kind)} for kind in (False, True))
+    assert len(unseen) >= 4
+    assert not seen & unseen
+
+
+@pytest.mark.parametrize("folder", [PHOTOS, FONTS])
+def test_every_photograph_and_typeface_has_a_source(folder: Path) -> None:
+    sources = (folder / "SOURCES.md").read_text()
+    names = [path.stem for path in folder.rglob("*") if path.suffix in (".jpg", ".ttf", ".otf")]
     assert names
-    assert all(name.split(".")[0] in sources for name in names)
+    assert all(name in sources for name in names)
 
 
-def test_things_are_drawn_in_their_colour_where_the_scene_says() -> None:
+def test_shades_of_colours_do_not_meet() -> None:
+    """What may be drawn of one colour is far from what may be drawn of another, in the order red, green, blue."""
+    rng = np.random.default_rng(0)
+    drawn = {}
+    for color, shades in SHADES.items():
+        assert COLORS[color] in shades
+        every = np.array(shades, float)
+        a, b = (every[rng.integers(len(every), size=200)] for _ in range(2))
+        drawn[color] = a + rng.random((200, 1)) * (b - a)
+    names = list(drawn)
+    gaps = {
+        (a, b): float(np.linalg.norm(drawn[a][:, None] - drawn[b], axis=-1).min())
+        for i, a in enumerate(names)
+        for b in names[:i]
+    }
+    assert min(gaps.values()) > 30, min(gaps, key=lambda pair: gaps[pair])
+
+
+def test_things_are_drawn_in_their_shade_where_the_scene_says() -> None:
     compared = 0
-    for index in range(12):
+    for index in range(20):
         scene = make_scene("test", index)
-        pixels = np.asarray(render(scene)).astype(int)
+        pixels = np.asarray(draw(scene)).astype(int)
         for t in scene.things:
-            if t.number or t.word or t.kind == "bar" or min(t.w, t.h) < 16:
+            if t.number or t.word or t.kind == "bar" or min(t.w, t.h) < 20:
                 continue
             y, x = int(t.y), int(t.x)
             seen = pixels[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).mean(0)
-            assert np.abs(seen - COLORS[t.color]).max() <= 12
+            assert t.shade is not None
+            assert np.abs(seen - t.shade).max() <= 45  # some are a little darker or lighter on one side
             compared += 1
     assert compared > 20
+
+
+def test_a_picture_of_another_size_shows_the_same_scene() -> None:
+    scene = make_scene("val", 2)
+    drawn = draw(scene)
+    for side in (200, 672):
+        other = draw(scene, side)
+        assert other.size == render(scene, side).size == (side, side)
+        again = np.asarray(other.resize((SIZE, SIZE)), float)
+        assert np.abs(again - np.asarray(drawn)).mean() < 6
+
+
+def test_print_fills_the_box_that_the_labels_take_it_for() -> None:
+    checked = 0
+    for index in range(12):
+        scene = make_scene("val", index)
+        for n, t in enumerate(t for t in scene.things if t.text):
+            if n > 2:
+                break
+            plain = Thing("sign", "sign", t.color, t.x, t.y, t.w, t.h, t.angle, None, t.word or t.number, t.font,
+                          t.font_size, t.upper, t.turn, t.tilt, 0.5, t.shade)  # fmt: skip
+            empty = dataclasses.replace(plain, word=None)
+            with_text, without = (
+                np.asarray(draw(Scene((1, index), "plain", 0, (thing,))), int) for thing in (plain, empty)
+            )
+            rows, columns = np.nonzero(np.abs(with_text - without).sum(-1) > 60)
+            box = np.array(text_outline(plain, False))
+            found = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]])
+            assert (np.abs(found - [box.min(0), box.max(0)]) <= 2.5 + 0.12 * np.ptp(box, axis=0).max()).all()
+            assert (found[0] >= box.min(0) - 1.5).all()
+            assert (found[1] <= box.max(0) + 1.5).all()
+            checked += 1
+    assert checked > 20
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3, 7])
 def test_patch_labels_equal_a_slow_rasteriser(index: int) -> None:
     scene = make_scene("val", index)
     found = {field: values.reshape(GRID, GRID) for field, values in patch_labels(scene).items()}
-    body, ink = np.stack([body_share(t) for t in scene.things]), np.stack([ink_share(t) for t in scene.things])
+    body = np.stack([share_inside(outline(t)) for t in scene.things])
+    ink = np.stack([share_inside(text_outline(t, False)) if t.text else np.zeros((GRID, GRID)) for t in scene.things])
     checked = dict.fromkeys(("kind", "print", "empty"), 0)
     for row in range(GRID):
         for col in range(GRID):
@@ -130,47 +212,44 @@ def in_panel(scene: Scene, row: int, col: int) -> bool:
     return scene.chart[0] < x < scene.chart[2] and scene.chart[1] < y < scene.chart[3]
 
 
-def body_share(thing: Thing, step: int = 1) -> np.ndarray:
-    """Share of each patch inside the outline: even-odd rule at the middle of every pixel."""
-    at = np.arange(step / 2, SIZE, step)
+def share_inside(points: list[Point]) -> np.ndarray:
+    """Share of each patch inside an outline: even-odd rule at the middle of every pixel."""
+    at = np.arange(0.5, SIZE)
     x, y = np.meshgrid(at, at)
     inside = np.zeros(x.shape, bool)
-    points = outline(thing)
     for (x1, y1), (x2, y2) in zip(points, [*points[1:], points[0]], strict=True):
         if y1 == y2:
             continue
         crosses = (y1 > y) != (y2 > y)
         inside ^= crosses & (x < (x2 - x1) * (y - y1) / (y2 - y1) + x1)
-    cell = PATCH // step
-    return inside.reshape(GRID, cell, GRID, cell).mean((1, 3))
+    return inside.reshape(GRID, PATCH, GRID, PATCH).mean((1, 3))
 
 
-def ink_share(thing: Thing) -> np.ndarray:
-    """Share of each patch inside the box around the printed pixels, found by printing."""
-    text = thing.number or thing.word
-    if not text:
-        return np.zeros((GRID, GRID))
-    file = f"{get_data_path()}/fonts/ttf/{FONTS[thing.font % len(FONTS)]}.ttf"
-    drop = {"triangle": 0.17, "star": 0.03}.get(thing.shape, 0) * thing.h
-    page = Image.new("L", (2 * SIZE, 2 * SIZE))
-    ImageDraw.Draw(page).text(
-        (2 * thing.x, 2 * (thing.y + drop)), text.upper() if thing.upper else text, fill=255, anchor="mm",
-        font=ImageFont.truetype(file, 2 * thing.font_size),
-    )  # fmt: skip
-    left, top, right, bottom = (v / 2 for v in page.getbbox() or (0, 0, 0, 0))
-    share = np.zeros((GRID, GRID))
-    for row in range(GRID):
-        for col in range(GRID):
-            w = min(right, (col + 1) * PATCH) - max(left, col * PATCH)
-            h = min(bottom, (row + 1) * PATCH) - max(top, row * PATCH)
-            share[row, col] = max(w, 0) * max(h, 0) / PATCH**2
-    return share
+def test_a_tilted_thing_is_what_a_camera_sees_of_a_plane() -> None:
+    """A projective map keeps straight lines straight and the middle in its place."""
+    thing = Thing("sign", "sign", "red", 100.0, 120.0, 60.0, 40.0, 5.0, tilt=(0.1, 0.08, -0.05))
+    upper_left, upper_right, lower_right, lower_left = (np.array(p) for p in outline(thing))
+    assert np.linalg.norm(lower_right - upper_right) != pytest.approx(np.linalg.norm(lower_left - upper_left), rel=0.05)
+
+    def crossing(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
+        t = np.linalg.solve(np.column_stack([b - a, c - d]), c - a)[0]
+        return a + t * (b - a)
+
+    np.testing.assert_allclose(crossing(upper_left, lower_right, upper_right, lower_left), [100, 120], atol=1e-9)
+
+
+def test_print_is_measured_as_it_is_drawn() -> None:
+    left, top, right, bottom = text_box("88", 0, 20, False)
+    assert (left, top) == (-right, -bottom) or abs(left + right) < 3
+    assert 18 < right - left < 32
+    assert 12 < bottom - top < 20
 
 
 def test_outlines_fill_the_box_that_the_scene_reserves() -> None:
     for shape in ("circle", "rectangle", "triangle", "star", "cross", "diamond", "sign"):
         thing = Thing("shape", shape, "red", 100.0, 120.0, 40.0, 30.0)
         points = np.array(outline(thing))
+        assert np.ptp(points[:, 1]) >= 26
         assert (np.abs(points - [100, 120]) <= [20.001, 15.001 if shape != "star" else 20.001]).all()
         turned = np.array(outline(dataclasses.replace(thing, angle=10.0)))
         back = rotate(turned - [100, 120], -10.0)
