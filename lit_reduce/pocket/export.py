@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,14 +24,31 @@ def export(model: LlavaForConditionalGeneration, extra: Mapping[str, nn.Module],
         folder: Appears whole or not at all.
     """
     kept = {f"{part}.{name}": x for part, module in extra.items() for name, x in module.state_dict().items()}
+    with atomic_folder(folder) as partial:
+        save_plain(model, build_processor(), Path(partial))
+        save_file({name: x.cpu().half().contiguous() for name, x in kept.items()}, Path(partial) / EXTRA)
+
+
+def save_plain(model: Any, processor: Any, folder: Path) -> None:
+    """Saves a LLaVA-like model in half precision, to be loaded in float32, and its processor.
+
+    Tensors of the tower have the names that they have in LLaVA's own checkpoints (``vision_tower.vision_model...``),
+    which serving engines look for; transformers reads these as well as its newer ones.
+    """
     half = model.cpu().to(torch.float16)
     half.config.dtype = half.config.text_config.dtype = half.config.vision_config.dtype = torch.float16
-    with atomic_folder(folder) as partial:
-        half.save_pretrained(partial)
-        build_processor().save_pretrained(partial)
-        save_file({name: x.cpu().half().contiguous() for name, x in kept.items()}, Path(partial) / EXTRA)
-        config = Path(partial) / "config.json"
-        config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    half.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    weights = {classic(name): x for name, x in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"float16"', '"float32"'))
+
+
+def classic(name: str) -> str:
+    """Returns the name that a tensor has in LLaVA's own checkpoints."""
+    own = name.removeprefix("vision_tower.").removeprefix("vision_model.")
+    return f"vision_tower.vision_model.{own}" if name.startswith("vision_tower.") else name
 
 
 def start_from(folder: Path, model: LlavaForConditionalGeneration, extra: Mapping[str, nn.Module]) -> None:

@@ -31,6 +31,7 @@ from lit_reduce.console import run
 from lit_reduce.data.groups import Group
 from lit_reduce.data.jsonl import Row
 from lit_reduce.files import atomic_folder
+from lit_reduce.pocket.export import save_plain
 from lit_reduce.pocket.labels import patch_labels
 from lit_reduce.pocket.loop import Losses, fit
 from lit_reduce.pocket.model import TEMPLATE, build_tokenizer
@@ -233,13 +234,8 @@ def lecture(step: int, scenes: int, shown: int, whole_from: int) -> dict[str, Te
 
 def export(model: LlavaNextForConditionalGeneration, folder: Path) -> None:
     """Saves model and processor to ``folder`` as plain Hugging Face files: half precision on disk, float32 loaded."""
-    half = model.cpu().to(torch.float16)
-    half.config.dtype = half.config.text_config.dtype = half.config.vision_config.dtype = torch.float16
     with atomic_folder(folder) as partial_folder:
-        half.save_pretrained(partial_folder)
-        build_processor().save_pretrained(partial_folder)
-        config = Path(partial_folder) / "config.json"
-        config.write_text(config.read_text().replace('"float16"', '"float32"'))
+        save_plain(model, build_processor(), Path(partial_folder))
 
 
 def make(chosen: HdSettings) -> None:

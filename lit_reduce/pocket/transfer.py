@@ -59,7 +59,7 @@ def transfer_scene(index: int) -> Scene:
         which = int(rng.integers(len(TYPEFACES)))
         if n < index % 3:
             text = 17 if len(words[n]) > 4 else 20
-            things.append(Thing("sign", "sign", colors[n], x, y, 62, 36, 0.0, None, str(words[n]), which, text))
+            things.append(Thing("sign", "sign", colors[n], x, y, 58, 36, 0.0, None, str(words[n]), which, text))
             continue
         shape, number = str(rng.choice(kinds, p=share / share.sum())), None
         d = rng.uniform(18, LARGE - 5) if rng.random() < 0.4 else rng.uniform(LARGE + 5, 58)
@@ -124,23 +124,24 @@ def transfer_rows(count: int) -> Iterator[Row]:
 
 def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Says which points of the square from -1 to 1 lie in a shape; u goes right and v goes down."""
-    across, along = np.abs(u), np.abs(v)
+    across, along, radius = np.abs(u), np.abs(v), np.hypot(u, v)
+    squared = np.maximum(across, along)
     match shape:
         case "circle":
-            return u**2 + v**2 < 1
+            depth = radius
         case "triangle":
-            return (across < (v + 1) / 2) & (v < 0.9)
+            depth = np.maximum(2 * across - v, v + 0.1)
         case "star":  # five sharp tips with hollow sides
-            radius, angle = np.hypot(u, v), np.arctan2(u, -v)
-            return radius < 0.46 + 0.54 * (1 - np.abs(np.sin(2.5 * angle))) ** 1.3
+            depth = radius / (0.46 + 0.54 * (1 - np.abs(np.sin(2.5 * np.arctan2(u, -v)))) ** 1.3)
         case "cross":  # arms that widen outwards
-            return ((across < 0.24 + 0.14 * along) | (along < 0.24 + 0.14 * across)) & (np.maximum(across, along) < 1)
+            depth = np.maximum(squared, np.minimum(across - 0.14 * along, along - 0.14 * across) / 0.24)
         case "diamond":
-            return (across / 0.78) ** 1.12 + along**1.12 < 1
+            depth = (across / 0.78) ** 1.12 + along**1.12
         case "octagon":
-            return (across + along < 1.45) & (np.maximum(across, along) < 1)
+            depth = np.maximum(squared, (across + along) / 1.45)
         case _:  # a rectangle with soft corners
-            return across**8 + along**8 < 1
+            depth = across**8 + along**8
+    return np.asarray(depth < 1)
 
 
 def _fill(canvas: np.ndarray, thing: Thing, palette: dict[str, str], rng: np.random.Generator) -> None:

@@ -18,7 +18,7 @@ SPLITS = {"train": 0, "val": 1, "test": 2, "unseen": 3}
 JITTER = PATCH / 2  # pixels that centres lie off the middle of a patch at most; at 7 they lie anywhere
 ROOM = {"circle": 0.6, "rectangle": 0.74, "triangle": 0.4, "star": 0.38}  # share of a shape that print may fill
 LARGE = 38  # pixels of diameter from which a shape is called large; none is drawn within 4 pixels of it
-# A tower of 2.7 M parameters reads little of print below 16 px at 224 tokens a line: it is larger than on most photographs.
+# Larger than most print on photographs: a tower of 2.7 M parameters reads little below 16 px.
 PRINT = (16, 34)  # pixels of numbers
 SIGN = (17, 30)  # pixels of words
 BACKGROUNDS = ("plain", "gradient", "stripes", "noise", "photo"), (0.18, 0.13, 0.1, 0.11, 0.48)
@@ -199,12 +199,8 @@ class _Builder:
         # A skewed palette makes some shapes and colours single (so that "the star" means one thing), others many.
         rng, shape_p, color_p = self.rng, _skewed(self.rng, len(SHAPES)), _skewed(self.rng, len(COLORS))
         for size in sorted(np.exp(rng.uniform(np.log(15), np.log(90), n)).tolist(), reverse=True):
-            shape, color, form = (
-                str(rng.choice(SHAPES, p=shape_p)),
-                str(rng.choice(list(COLORS), p=color_p)),
-                rng.random(),
-            )
-            number, d = None, size
+            shape, color = str(rng.choice(SHAPES, p=shape_p)), str(rng.choice(list(COLORS), p=color_p))
+            number, d, form = None, size, rng.random()
             if rng.random() < 0.5:
                 number = str(rng.integers(1, 100)) if rng.random() < 0.7 else str(rng.choice(DIGITS))
                 d = max(d, rng.uniform(30, 42) if shape in ("circle", "rectangle") else rng.uniform(44, 54))

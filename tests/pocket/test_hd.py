@@ -45,7 +45,7 @@ def test_questions_stay_clear_and_print_is_small_on_the_thumbnail():
         fonts += [t.font_size / 2 for t in scene.things if t.number or t.word]
         counts.append(len(scene.shapes))
         families.update(q.family for q in questions(scene, 16))
-    assert 14 / 2 <= min(fonts) <= max(fonts) <= 26 / 2
+    assert 16 / 2 <= min(fonts) <= max(fonts) <= 34 / 2
     assert 5 < np.mean(counts) < 15
     assert min(families.values()) > 20, families
 

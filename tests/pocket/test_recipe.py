@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from lit_reduce.backbones import load
+from lit_reduce.backbones import identify, load
 from lit_reduce.errors import UserError
 from lit_reduce.pocket import loop, recipe, tower
 from lit_reduce.pocket.comparing import Distances
@@ -31,8 +32,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "_watch", lambda *_: {})
 
 
-def windows(step: int) -> dict[str, Tensor]:
-    return tower.window_batch(step, scenes=1, each=2)
+def windows(step: int, jitter: float = 7.0) -> dict[str, Tensor]:
+    return tower.window_batch(step, scenes=1, each=2, jitter=jitter)
 
 
 def chosen(folder: Path, *stages: str, **settings: object) -> RecipeSettings:
@@ -48,11 +49,11 @@ def test_a_stage_that_was_killed_ends_as_if_it_had_not_been(
     make(chosen(tmp_path / "whole", "windows"))
     asked: list[int] = []
 
-    def dies(step: int) -> dict[str, Tensor]:
+    def dies(step: int, jitter: float) -> dict[str, Tensor]:
         asked.append(step)
         if asked == [0, 1]:
             raise KeyboardInterrupt
-        return windows(step)
+        return windows(step, jitter)
 
     monkeypatch.setattr(recipe, "window_batch", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -95,7 +96,13 @@ def test_an_export_answers_and_trains_on_alike(tmp_path: Path) -> None:
     exact = {name: x.clone() for name, x in model.state_dict().items()}
     export(model, extra, tmp_path / "pocket")
     assert EXTRA in {path.name for path in (tmp_path / "pocket").iterdir()}
+    names = load_file(tmp_path / "pocket" / "model.safetensors").keys()
+    tower = {name for name in names if name.startswith("vision_tower.")}
+    assert len(tower) > 90
+    assert all(name.startswith("vision_tower.vision_model.") for name in tower)
+    assert {"language_model.model.embed_tokens.weight", "multi_modal_projector.linear_1.weight"} <= set(names)
     backbone = load(tmp_path / "pocket")
+    assert backbone.identity.hash == identify(LlavaForConditionalGeneration.from_pretrained(tmp_path / "pocket")).hash
     for name, x in backbone.model.state_dict().items():  # float16 on the disk, float32 in use
         assert x.dtype == torch.float32
         torch.testing.assert_close(x, exact[name], rtol=2**-11, atol=2**-24)
@@ -137,3 +144,25 @@ def test_the_last_stage_sees_scenes_that_the_one_before_has_not_seen(monkeypatch
     for step in range(3):
         recipe.encore(step, first=60, scenes=32)
     assert asked == [(60, 32, 208), (61, 32, None), (62, 32, None)]
+
+
+def test_centres_leave_the_middle_of_their_patch_and_every_fourth_batch_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, float]] = []
+    monkeypatch.setattr(recipe, "window_batch", lambda step, jitter: asked.append(("windows", jitter)))
+    monkeypatch.setattr(recipe, "picture_batch", lambda step, scenes, jitter: asked.append(("pictures", jitter)))
+    for step in (0, 100, 400, 703, 5000):
+        recipe.glimpse(step, still=100)
+    assert asked == [("windows", 1.5), ("windows", 1.5), ("windows", 4.25), ("pictures", 7.0), ("windows", 7.0)]
+
+
+def test_glimpses_of_both_kinds_have_a_loss() -> None:
+    model = build_model(0)
+    heads = Heads(model.config.vision_config.hidden_size)
+    loss_of = recipe.glimpse_loss(model, heads, torch.device("cpu"))
+    parts = loss_of(windows(0), 0)
+    whole = loss_of(tower.picture_batch(0, 1), 3)
+    assert set(whole) - {"loss", "pictures_whole"} == {f"pictures_{name}" for name in parts}
+    assert whole["loss"].item() == whole["pictures_loss"].item()
+    assert parts["loss"].item() > 0
