@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class QualitySettings:
     turns: int = 16
     easy: int = 1000
     robust: int = 500
-    transfer: bool = True
+    transfer: int = SCENES
     out: str = "outputs/quality.json"
 
 
@@ -132,7 +133,8 @@ def quality(chosen: QualitySettings) -> dict[str, Any]:
         strange = tqdm(scene_questions("unseen", chosen.robust, chosen.turns), total=chosen.robust, desc="unseen")
         rows["typefaces and backgrounds never seen"] = _flat(score(backbone, strange))
     if chosen.transfer:
-        rows["transfer set"] = _flat(score(backbone, tqdm(transfer_groups(), total=SCENES, desc="transfer")))
+        other = tqdm(islice(transfer_groups(), chosen.transfer), total=chosen.transfer, desc="transfer")
+        rows["transfer set"] = _flat(score(backbone, other))
     return {"backbone": backbone.identity.id, "split": chosen.split, "scenes": chosen.scenes,
             "rows": {name: _entry(values) for name, values in rows.items()}}  # fmt: skip
 

@@ -5,7 +5,8 @@ from collections import defaultdict
 import pytest
 
 from lit_reduce.backbones import Backbone, load
-from lit_reduce.pocket.quality import QualitySettings, blind, quality, scene_questions, score, table
+from lit_reduce.pocket.quality import SIGHTS, QualitySettings, blind, quality, scene_questions, score, table
+from lit_reduce.pocket.questions import FAMILIES
 from lit_reduce.settings import BackboneSettings
 
 SCENES, TURNS = 5, 6
@@ -39,9 +40,14 @@ def test_without_the_picture_it_sees_none(pocket: Backbone) -> None:
 
 
 def test_the_report_adds_up() -> None:
-    chosen = QualitySettings(BackboneSettings("pocket", "float32", "cpu"), "val", scenes=2, turns=3, easy=0)
-    rows = quality(chosen)["rows"]
-    families = {name: e for name, e in rows.items() if name not in ("all families", "without the picture")}
+    backbone = BackboneSettings("pocket", "float32", "cpu")
+    rows = quality(QualitySettings(backbone, "val", scenes=2, turns=3, easy=0, robust=2, transfer=1))["rows"]
+    families = {name: e for name, e in rows.items() if name in FAMILIES}
+    others = {"2 scenes " + name for name in SIGHTS} | {"typefaces and backgrounds never seen", "transfer set"}
+    assert set(rows) - set(families) == others | {"all families", "without the picture"}
+    assert rows["2 scenes as they are"]["questions"] == rows["2 scenes 200 px"]["questions"] == 6
+    assert rows["2 scenes as they are"]["accuracy"] == rows["all families"]["accuracy"]
+    assert rows["transfer set"]["questions"] == 2
     assert rows["all families"]["questions"] == sum(e["questions"] for e in families.values())
     right = sum(e["questions"] * e["accuracy"] for e in families.values())
     assert rows["all families"]["accuracy"] == pytest.approx(right / rows["all families"]["questions"])
