@@ -74,7 +74,7 @@ def fit(
         lr: Peak learning rate, of Muon for matrices inside blocks and of AdamW for the rest.
         folder: Where the checkpoint and the log live.
         device: Where the parts live; computed in bfloat16 where that is faster there.
-        warmup: Steps of linear warm-up.
+        warmup: Steps of linear warm-up, a quarter of all steps at most.
         weight_decay: Of matrices; vectors have none.
         every_seconds: Seconds between checkpoints.
         workers: Processes that make batches.
@@ -84,7 +84,7 @@ def fit(
     params = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
     params = list({id(p): p for p in params}.values())
     optimizers = optimizers_of(parts, lr, weight_decay)
-    path, first = folder / f"{name}.pt", 0
+    path, first, warmup = folder / f"{name}.pt", 0, min(warmup, max(1, steps // 4))
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
         for key, part in parts.items():
