@@ -6,7 +6,6 @@ pocket's: print of 14 to 26 px, which the thumbnail halves. The tower stays as i
 projector, decoder and newline learn to read five pictures as one.
 """
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -248,7 +247,7 @@ def make(chosen: HdSettings) -> None:
     model.model.vision_tower.requires_grad_(False)
     batches = partial(lecture, scenes=chosen.scenes, shown=chosen.shown, whole_from=chosen.whole_from)
     fit("hd", {"model": model}, batches, hd_loss(model, device), steps=chosen.steps, lr=chosen.rate, folder=folder,
-        device=device, warmup=min(50, math.ceil(chosen.steps / 4)), workers=chosen.workers)  # fmt: skip
+        device=device, warmup=50, workers=chosen.workers)  # fmt: skip
     export(model, folder / "pocket-hd")
 
 
