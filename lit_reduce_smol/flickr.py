@@ -15,10 +15,15 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from lit_reduce.errors import UserError
+from lit_reduce_smol.packed import Turn
 
+DESCRIBE = "Describe the picture."
+ALSO = ("Describe the image.", "What is in the picture?", "Write a caption for this picture.", "What does it show?")
+MATCH = "Does this sentence describe the picture? {}"
 HELD = 1000  # pictures of test, and of val
 SENTENCES = tuple(f"flickr8k.{part}Images.txt" for part in ("Train", "Dev", "Test"))
 
@@ -70,10 +75,29 @@ class Flickr:
             Photo(name, split_of(place, held), tuple(captions[name]), tuple(sentences.get(name, ())))
             for place, name in enumerate(sorted(captions, key=_digest))
         ]
+        self._train = self.indices("train")
+        self._held = {caption for photo in self.photos if photo.split != "train" for caption in photo.captions}
 
     def indices(self, split: str) -> list[int]:
         """The places of a split's photographs."""
         return [i for i, photo in enumerate(self.photos) if photo.split == split]
+
+    def turns(self, index: int, rng: np.random.Generator, sentences: bool = True) -> list[Turn]:
+        """What is asked about a training photograph: its captions, and one sentence that matches and one that does not.
+
+        Sentences that do not match are those of the data set or captions of other training photographs; those written
+        about photographs of val and test are left out.
+        """
+        photo = self.photos[index]
+        asked = DESCRIBE if rng.random() < 0.6 else ALSO[rng.integers(len(ALSO))]
+        turns: list[Turn] = [(asked, [tidy(caption) for caption in photo.captions])]
+        if sentences:
+            wrong = [s for s, right in photo.sentences if not right and s not in self._held]
+            if not wrong or rng.random() < 0.5:
+                wrong = list(self.photos[self._train[rng.integers(len(self._train))]].captions)
+            for said, answer in ((photo.captions, "yes"), (wrong, "no")):
+                turns.append((MATCH.format(tidy(said[rng.integers(len(said))])), [answer]))
+        return turns
 
     def open(self, index: int) -> Image.Image:
         """One photograph."""
@@ -87,3 +111,11 @@ def split_of(place: int, held: int = HELD) -> str:
 
 def _digest(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
+
+
+def tidy(caption: str) -> str:
+    """A caption as one writes it: one blank between words, none before the full stop, a capital first."""
+    text = " ".join(caption.replace('"', " ").split()).strip(" .,")
+    for mark in ",.!?;:'":
+        text = text.replace(f" {mark}", mark)
+    return text[:1].upper() + text[1:] + "."

@@ -1,0 +1,61 @@
+"""What is trained between tower and language model; at export it becomes LLaVA's own projector."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Projector(nn.Module):
+    """Standardised channels, two linear layers, GELU between them.
+
+    Attributes:
+        mean, std: ``[channels]`` of the tower's states, so that the optimizer sees channels of one size.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+        self.linear_1, self.linear_2 = nn.Linear(channels, width), nn.Linear(width, width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Visual tokens ``[..., width]`` of states ``[..., channels]``."""
+        hidden = self.linear_1((states - self.mean) / self.std)
+        return self.linear_2(nn.functional.gelu(hidden))  # type: ignore[no-any-return]
+
+    def standardise(self, states: Tensor) -> None:
+        """Measure mean and deviation on states ``[..., channels]``."""
+        flat = states.flatten(0, -2)
+        self.mean.copy_(flat.mean(0))
+        self.std.copy_(flat.std(0))
+
+    @torch.no_grad()
+    def match_norm(self, states: Tensor, words: Tensor) -> None:
+        """Scale the output so that visual tokens have the mean norm of word embeddings ``[words, width]``."""
+        factor = words.norm(dim=-1).mean() / self(states).norm(dim=-1).mean()
+        self.linear_2.weight.mul_(factor)
+        self.linear_2.bias.mul_(factor)
+
+    @torch.no_grad()
+    def folded(self) -> dict[str, Tensor]:
+        """The weights of a `LlavaMultiModalProjector` that computes the same."""
+        first = self.linear_1.weight / self.std
+        return {
+            "linear_1.weight": first, "linear_1.bias": self.linear_1.bias - first @ self.mean,
+            "linear_2.weight": self.linear_2.weight.clone(), "linear_2.bias": self.linear_2.bias.clone(),
+        }  # fmt: skip
+
+
+def averaged(states: Tensor, side: int) -> Tensor:
+    """States ``[B, n * n, channels]`` averaged to ``side`` x ``side`` tokens."""
+    n = round(states.shape[1] ** 0.5)
+    if side == n:
+        return states
+    grid = states.unflatten(1, (side, n // side, side, n // side))
+    return grid.mean((2, 4)).flatten(1, 2)
+
+
+def install(model: Any, weights: dict[str, Tensor]) -> None:
+    """Load folded weights into a LLaVA's projector."""
+    model.model.multi_modal_projector.load_state_dict(weights)

@@ -1,0 +1,64 @@
+"""A cheap start of the projector: each visual token may say a word, and the words of the captions should be said.
+
+No language model runs. The cosine of a visual token with a word's embedding, log-sum-exp over the tokens, a bias for
+each word; binary cross-entropy against the words of the picture's captions.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_reduce_smol.projector import Projector
+
+COMMON = 15  # captions that a word must stand in
+
+
+def words_of(caption: str) -> set[str]:
+    """The words of a caption in lower case."""
+    return set(re.findall(r"[a-z]+", caption.lower()))
+
+
+def common_words(captions: Sequence[str], least: int = COMMON) -> list[str]:
+    """The words that stand in at least so many captions, in the order of the alphabet."""
+    counts = Counter(word for caption in captions for word in words_of(caption))
+    return sorted(word for word, count in counts.items() if count >= least)
+
+
+def embeddings_of(words: Sequence[str], tokenizer: Any, table: Tensor) -> Tensor:
+    """Unit vectors ``[words, width]``: the mean of the embeddings of a word's tokens, as inside a sentence."""
+    ids = [tokenizer(" " + word, add_special_tokens=False).input_ids for word in words]
+    return nn.functional.normalize(torch.stack([table[i].mean(0) for i in ids]), dim=-1)
+
+
+def bags(photos: Sequence[Sequence[str]], words: Sequence[str]) -> Tensor:
+    """``[photos, words]``: 1 where a word stands in any caption of a photograph."""
+    place = {word: i for i, word in enumerate(words)}
+    out = torch.zeros(len(photos), len(words))
+    for row, captions in enumerate(photos):
+        out[row, [place[w] for caption in captions for w in words_of(caption) if w in place]] = 1
+    return out
+
+
+class BagOfWords(nn.Module):
+    """The loss of the start; ``scale`` and ``bias`` are thrown away afterwards."""
+
+    def __init__(self, words: Tensor, frequency: Tensor, tokens: int) -> None:
+        super().__init__()
+        self.register_buffer("words", words)
+        self.scale = nn.Parameter(torch.tensor(16.0))
+        odds = torch.logit(frequency.clamp(1e-4, 1 - 1e-4))
+        self.bias = nn.Parameter(odds - torch.log(torch.tensor(float(tokens))))
+
+    def logits(self, projector: Projector, states: Tensor) -> Tensor:
+        """``[B, words]`` of states ``[B, tokens, channels]``."""
+        said = nn.functional.normalize(projector(states), dim=-1)
+        return torch.logsumexp(self.scale * (said @ self.words.T), 1) + self.bias
+
+    def forward(self, projector: Projector, states: Tensor, bag: Tensor) -> Tensor:
+        """Binary cross-entropy, summed over the words, a picture."""
+        logits = self.logits(projector, states)
+        return nn.functional.binary_cross_entropy_with_logits(logits, bag, reduction="sum") / len(bag)
