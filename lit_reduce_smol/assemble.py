@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lit_reduce.errors import UserError
 from lit_reduce_smol.parts import LANGUAGE, TOWER, folder_of
+from lit_reduce_smol.projector import folded
+from lit_reduce_smol.reader import fold
 
 SIDE = 224
 LAYERS = (8, 11)
+TRAINED = "trained.safetensors"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE, UNUSED = "<image>", "<empty_output>"
 TEMPLATE = (
@@ -23,6 +29,44 @@ TEMPLATE = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def load(folder: Path | None = None) -> tuple[Any, Any]:
+    """The backbone ``smol``, float32 on the CPU, and its processor.
+
+    Args:
+        folder: What was trained (``trained.safetensors``); by default ``checkpoints/smol`` of the checkout.
+
+    Raises:
+        UserError: A part or what was trained is missing.
+    """
+    weights = read_trained(folder or _shipped())
+    processor = make_processor()
+    language, tower = load_parts()
+    model = join(language, tower, processor.tokenizer.convert_tokens_to_ids(IMAGE))
+    fold(model.model.language_model, weights)
+    model.model.multi_modal_projector.load_state_dict(folded(weights))
+    model.name_or_path = "smol"
+    return model, processor
+
+
+def read_trained(folder: Path) -> dict[str, Tensor]:
+    """The trained tensors by name.
+
+    Raises:
+        UserError: The file is missing or torn.
+    """
+    path = folder / TRAINED
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}; run the recipe of smol first") from error
+
+
+def _shipped() -> Path:
+    roots = (Path(__file__).parents[1], Path.cwd())
+    places = [root / "checkpoints" / "smol" for root in roots]
+    return next((place for place in places if (place / TRAINED).is_file()), places[0])
 
 
 def load_parts() -> tuple[Any, Any]:
@@ -72,9 +116,9 @@ def join(language: Any, tower: Any, image_id: int, side: int = SIDE, layers: tup
 def resample(table: Tensor, size: int) -> Tensor:
     """A table of positions ``[1, 1 + n * n, D]`` (CLS first) at ``size`` x ``size`` patches, bicubic."""
     side = round((table.shape[1] - 1) ** 0.5)
-    grid = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    grid = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).double()  # the same bits on every machine
     grid = nn.functional.interpolate(grid, size=(size, size), mode="bicubic", align_corners=False)
-    return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)
+    return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], 1)
 
 
 def make_processor(folder: Path | None = None, side: int = SIDE) -> Any:

@@ -52,6 +52,8 @@ class Flickr:
         UserError: The folder lacks a file, or a file does not hold what it should.
     """
 
+    name = "flickr8k"
+
     def __init__(self, folder: Path, held: int = HELD) -> None:
         self.folder = folder
         for name in ("images", "captions.txt", *SENTENCES):
@@ -78,11 +80,15 @@ class Flickr:
         self._train = self.indices("train")
         self._held = {caption for photo in self.photos if photo.split != "train" for caption in photo.captions}
 
+    def __len__(self) -> int:
+        """The number of photographs."""
+        return len(self.photos)
+
     def indices(self, split: str) -> list[int]:
         """The places of a split's photographs."""
         return [i for i, photo in enumerate(self.photos) if photo.split == split]
 
-    def turns(self, index: int, rng: np.random.Generator, sentences: bool = True) -> list[Turn]:
+    def turns(self, index: int, rng: np.random.Generator) -> list[Turn]:
         """What is asked about a training photograph: its captions, and one sentence that matches and one that does not.
 
         Sentences that do not match are those of the data set or captions of other training photographs; those written
@@ -91,12 +97,12 @@ class Flickr:
         photo = self.photos[index]
         asked = DESCRIBE if rng.random() < 0.6 else ALSO[rng.integers(len(ALSO))]
         turns: list[Turn] = [(asked, [tidy(caption) for caption in photo.captions])]
-        if sentences:
-            wrong = [s for s, right in photo.sentences if not right and s not in self._held]
-            if not wrong or rng.random() < 0.5:
-                wrong = list(self.photos[self._train[rng.integers(len(self._train))]].captions)
-            for said, answer in ((photo.captions, "yes"), (wrong, "no")):
-                turns.append((MATCH.format(tidy(said[rng.integers(len(said))])), [answer]))
+        wrong = [s for s, right in photo.sentences if not right and s not in self._held]
+        if not wrong or rng.random() < 0.5:
+            others = [i for i in self._train if i != index]
+            wrong = list(self.photos[others[rng.integers(len(others))]].captions)
+        for said, answer in ((photo.captions, "yes"), (wrong, "no")):
+            turns.append((MATCH.format(tidy(said[rng.integers(len(said))])), [answer]))
         return turns
 
     def open(self, index: int) -> Image.Image:

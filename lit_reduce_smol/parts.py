@@ -80,7 +80,9 @@ def locate(part: Part) -> Path:
     for place in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(place) / part.file).is_file():
             return path
-    raise UserError(f"the backbone 'smol' needs {part.file} from the package {part.module.replace('_', '-')}: {INSTALL}")
+    raise UserError(
+        f"the backbone 'smol' needs {part.file} from the package {part.module.replace('_', '-')}: {INSTALL}"
+    )
 
 
 def check(part: Part, source: Path) -> None:

@@ -1,9 +1,11 @@
 """What is trained between tower and language model; at export it becomes LLaVA's own projector."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+
+PARTS = ("mean", "std", "linear_1.weight", "linear_1.bias")
 
 
 class Projector(nn.Module):
@@ -37,14 +39,18 @@ class Projector(nn.Module):
         self.linear_2.weight.mul_(factor)
         self.linear_2.bias.mul_(factor)
 
-    @torch.no_grad()
-    def folded(self) -> dict[str, Tensor]:
-        """The weights of a `LlavaMultiModalProjector` that computes the same."""
-        first = self.linear_1.weight / self.std
-        return {
-            "linear_1.weight": first, "linear_1.bias": self.linear_1.bias - first @ self.mean,
-            "linear_2.weight": self.linear_2.weight.clone(), "linear_2.bias": self.linear_2.bias.clone(),
-        }  # fmt: skip
+
+def folded(trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a `LlavaMultiModalProjector` that computes what the trained ``projector.*`` do.
+
+    In float64, so that every machine finds the same float32 weights and the backbone has one fingerprint.
+    """
+    mean, std, first, bias = (trained[f"projector.{name}"].double() for name in PARTS)
+    first = first / std
+    return {
+        "linear_1.weight": first.float(), "linear_1.bias": (bias - (first * mean).sum(1)).float(),
+        **{name: trained[f"projector.{name}"].float() for name in ("linear_2.weight", "linear_2.bias")},
+    }  # fmt: skip
 
 
 def averaged(states: Tensor, side: int) -> Tensor:
@@ -54,8 +60,3 @@ def averaged(states: Tensor, side: int) -> Tensor:
         return states
     grid = states.unflatten(1, (side, n // side, side, n // side))
     return grid.mean((2, 4)).flatten(1, 2)
-
-
-def install(model: Any, weights: dict[str, Tensor]) -> None:
-    """Load folded weights into a LLaVA's projector."""
-    model.model.multi_modal_projector.load_state_dict(weights)

@@ -5,6 +5,7 @@ It computes what `LlamaForCausalLM` computes. Three things make it fast: the upd
 with one update, and logits are computed where an answer is predicted and nowhere else.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -121,18 +122,18 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-right, left], -1) * sin
 
 
-def fold(language: Any, updates: dict[str, Tensor]) -> None:
-    """Add updates, named as `Reader` names them, to the layers of a Llama (in place).
+def fold(language: Any, trained: Mapping[str, Tensor]) -> None:
+    """Add trained updates to the layers of a Llama (in place), in float64: the same weights on every machine.
 
     Args:
         language: A `LlamaModel`.
-        updates: ``layers.N.NAME_a`` and ``layers.N.NAME_b``.
+        trained: ``layers.N.NAME_a`` and ``layers.N.NAME_b``, as `Reader` names them.
     """
     with torch.no_grad():
         for i, layer in enumerate(language.layers):
             for name, paths in SOURCES.items():
-                a, b = (updates[f"layers.{i}.{name}_{side}"].float() for side in "ab")
+                a, b = (trained[f"layers.{i}.{name}_{side}"].double() for side in "ab")
                 modules = [layer.get_submodule(path) for path in paths]
                 parts = (SCALE * (b @ a)).split([m.weight.shape[0] for m in modules])
                 for module, part in zip(modules, parts, strict=True):
-                    module.weight.add_(part.to(module.weight.dtype))
+                    module.weight.copy_(module.weight.double() + part)

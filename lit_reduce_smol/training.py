@@ -1,21 +1,26 @@
 """The trained parts with their optimizer: steps at a constant rate from which a short decay branches off."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lit_reduce.errors import UserError
-from lit_reduce.files import atomic_path
+from lit_reduce.files import atomic_folder, atomic_path
+from lit_reduce_smol.assemble import TRAINED, read_trained
 from lit_reduce_smol.packed import Batch
 from lit_reduce_smol.projector import Projector
 from lit_reduce_smol.reader import Reader
 
 WARMUP = 50  # steps
+PROJECTOR = "projector."
 
 
 @dataclass
@@ -90,7 +95,7 @@ class Training:
             self.projector.load_state_dict(state["projector"])
             self.reader.load_state_dict(state["reader"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+        except (RuntimeError, LookupError, ValueError, EOFError, UnpicklingError) as error:
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"cannot go on from {path} ({reason}); remove it to start this stage anew") from error
         self.seen, self.steps, self.origin = state["seen"], state["steps"], state["origin"]
@@ -129,3 +134,31 @@ class Training:
                 self.save(path)
                 saved = time.monotonic()
         self.save(path)
+
+
+def save_trained(folder: Path, training: Training, settings: dict[str, Any]) -> None:
+    """Write what is shipped: ``trained.safetensors`` (float16; standardisation in float32) and ``trained.json``."""
+    tensors = {f"{PROJECTOR}{k}": x.half() for k, x in training.projector.state_dict().items()}
+    tensors |= {f"{PROJECTOR}{k}": getattr(training.projector, k).clone() for k in ("mean", "std")}
+    tensors |= {k: x.half().contiguous() for k, x in training.reader.state_dict().items()}
+    with atomic_folder(folder) as temporary:
+        save_file(tensors, temporary / TRAINED)
+        record = {"pictures": training.seen, "settings": settings}
+        (temporary / "trained.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def load_trained(folder: Path, training: Training) -> None:
+    """Start from what `save_trained` wrote; the optimizer starts anew.
+
+    Raises:
+        UserError: A file is missing, torn, or of another shape.
+    """
+    tensors = {k: x.float() for k, x in read_trained(folder).items()}
+    projector = {k.removeprefix(PROJECTOR): x for k, x in tensors.items() if k.startswith(PROJECTOR)}
+    try:
+        training.projector.load_state_dict(projector)
+        training.reader.load_state_dict({k: x for k, x in tensors.items() if not k.startswith(PROJECTOR)})
+        training.seen = int(json.loads((folder / "trained.json").read_text())["pictures"])
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"cannot start from {folder} ({reason}); name an export of this recipe") from error

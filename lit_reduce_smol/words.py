@@ -6,9 +6,11 @@ each word; binary cross-entropy against the words of the picture's captions.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,8 +52,8 @@ class BagOfWords(nn.Module):
         super().__init__()
         self.register_buffer("words", words)
         self.scale = nn.Parameter(torch.tensor(16.0))
-        odds = torch.logit(frequency.clamp(1e-4, 1 - 1e-4))
-        self.bias = nn.Parameter(odds - torch.log(torch.tensor(float(tokens))))
+        self.register_buffer("prior", torch.logit(frequency.clamp(1e-4, 1 - 1e-4)))
+        self.bias = nn.Parameter(self.prior - torch.log(torch.tensor(float(tokens))))
 
     def logits(self, projector: Projector, states: Tensor) -> Tensor:
         """``[B, words]`` of states ``[B, tokens, channels]``."""
@@ -62,3 +64,62 @@ class BagOfWords(nn.Module):
         """Binary cross-entropy, summed over the words, a picture."""
         logits = self.logits(projector, states)
         return nn.functional.binary_cross_entropy_with_logits(logits, bag, reduction="sum") / len(bag)
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the start is trained.
+
+    Attributes:
+        passes: Over the photographs.
+        batch: Photographs a step.
+        rate: The highest learning rate.
+        dropout: Of the tower's channels.
+        seed: Of the order.
+    """
+
+    passes: int
+    batch: int
+    rate: float
+    dropout: float
+    seed: int
+
+
+def start(projector: Projector, see: Callable[[Sequence[int]], Tensor], captions: Sequence[Sequence[str]],
+          held: tuple[Tensor, Sequence[Sequence[str]]], tokenizer: Any, table: Tensor, how: Start) -> None:  # fmt: skip
+    """Train the projector (in place) to say words; logs the loss on held-out photographs and words it says there.
+
+    Args:
+        projector: Untrained; its standardisation and the norm of its output are set here.
+        see: Places among the photographs -> states ``[B, tokens, channels]``.
+        captions: Of each training photograph.
+        held: States and captions of photographs that are not trained on.
+        tokenizer: Of the language model.
+        table: Its word embeddings ``[vocabulary, width]``.
+        how: The numbers.
+    """
+    vocabulary = common_words([caption for some in captions for caption in some])
+    targets, truth = bags(captions, vocabulary), bags(held[1], vocabulary)
+    first = see(range(min(256, len(captions))))
+    projector.standardise(first)
+    model = BagOfWords(embeddings_of(vocabulary, tokenizer, table), targets.mean(0), first.shape[1])
+    parameters = [*projector.parameters(), *model.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=how.rate, weight_decay=0.1)
+    a_pass = max(1, len(captions) // how.batch)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, how.rate, total_steps=how.passes * a_pass + 1)
+    rng = np.random.default_rng([how.seed, 2])
+    for number in range(how.passes):
+        order = rng.permutation(len(captions))
+        for step in range(a_pass):
+            some = order[step * how.batch :][: how.batch]
+            optimizer.zero_grad()
+            loss = model(projector, nn.functional.dropout(see(some), how.dropout), targets[some])
+            loss.backward()
+            optimizer.step()
+            rate.step()
+        with torch.no_grad():
+            logits, seen = model.logits(projector, held[0]), float(model(projector, held[0], truth))
+        print(f"words pass {number + 1}: loss {float(loss.detach()):.2f}, on val {seen:.2f}", flush=True)
+    for row, some in zip((logits - model.prior)[:4], held[1], strict=False):
+        print([vocabulary[j] for j in row.topk(min(8, len(vocabulary))).indices], "|", some[0], flush=True)
+    projector.match_norm(first, table)
