@@ -57,7 +57,8 @@ def pack(turns: Sequence[Turn], tokenizer: Any) -> Packed:
         seen[start:end, first:last] = True
         seen[start:end, start:end] = True
     seen &= torch.ones_like(seen).tril()
-    return Packed(*(torch.tensor(x) for x in (ids, positions)), seen, torch.tensor(sources), torch.tensor(targets))
+    where, when, what = torch.tensor(sources), torch.tensor(positions), torch.tensor(targets)
+    return Packed(torch.tensor(ids), when, seen, where, what)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -80,9 +80,8 @@ def locate(part: Part) -> Path:
     for place in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(place) / part.file).is_file():
             return path
-    raise UserError(
-        f"the backbone 'smol' needs {part.file} from the package {part.module.replace('_', '-')}: {INSTALL}"
-    )
+    package = part.module.replace("_", "-")
+    raise UserError(f"the backbone 'smol' needs {part.file} of the package {package}: {INSTALL}")
 
 
 def check(part: Part, source: Path) -> None:
@@ -134,9 +133,9 @@ RENAMED = (
 
 def _tower(source: Path, out: Path) -> None:
     import numpy as np
-    import onnx
+    import onnx  # type: ignore[import-not-found,unused-ignore]
     import torch
-    from onnx import numpy_helper
+    from onnx import numpy_helper  # type: ignore[import-not-found,unused-ignore]
     from transformers import Dinov2Config, Dinov2Model
 
     graph = onnx.load(str(source)).graph

@@ -15,6 +15,9 @@ class Projector(nn.Module):
         mean, std: ``[channels]`` of the tower's states, so that the optimizer sees channels of one size.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels))
@@ -24,7 +27,8 @@ class Projector(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Visual tokens ``[..., width]`` of states ``[..., channels]``."""
         hidden = self.linear_1((states - self.mean) / self.std)
-        return self.linear_2(nn.functional.gelu(hidden))  # type: ignore[no-any-return]
+        out: Tensor = self.linear_2(nn.functional.gelu(hidden))
+        return out
 
     def standardise(self, states: Tensor) -> None:
         """Measure mean and deviation on states ``[..., channels]``."""
@@ -58,5 +62,5 @@ def averaged(states: Tensor, side: int) -> Tensor:
     n = round(states.shape[1] ** 0.5)
     if side == n:
         return states
-    grid = states.unflatten(1, (side, n // side, side, n // side))
-    return grid.mean((2, 4)).flatten(1, 2)
+    grid: Tensor = states.unflatten(1, (side, n // side, side, n // side)).mean((2, 4))
+    return grid.flatten(1, 2)

@@ -43,6 +43,9 @@ class _Product(torch.autograd.Function):
 class Layer(nn.Module):
     """One layer: frozen matrices as buffers, updates as parameters."""
 
+    norm_1: Tensor
+    norm_2: Tensor
+
     def __init__(self, source: Any, config: Any, generator: torch.Generator) -> None:
         super().__init__()
         self.heads, self.groups, self.eps = config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
@@ -87,6 +90,10 @@ class Reader(nn.Module):
         seed: Of the updates.
     """
 
+    table: Tensor
+    head: Tensor
+    norm: Tensor
+
     def __init__(self, language: Any, tokenizer: Any, seed: int = 0) -> None:
         super().__init__()
         config = language.config
@@ -101,7 +108,7 @@ class Reader(nn.Module):
 
     def forward(self, visual: Tensor, batch: Batch) -> Tensor:
         """The loss of each target ``[T]``, given visual tokens ``[B, N, D]``."""
-        B, N, _ = visual.shape
+        B = len(visual)
         opening, behind = (self.table[ids].expand(B, -1, -1) for ids in (self.opening, self.behind))
         x = torch.cat([opening, visual, behind, self.table[batch.ids]], 1)
         prefix, L = x.shape[1] - batch.ids.shape[1], x.shape[1]

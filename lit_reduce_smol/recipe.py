@@ -197,9 +197,7 @@ class Recipe:
 def _phases(sides: Sequence[int], until: Sequence[int]) -> list[tuple[int, int]]:
     """(side, pictures seen at its end) of each phase."""
     if len(sides) != len(until) or not sides or not set(sides) <= {1, 2, 4, 8, 16} or sorted(set(until)) != [*until]:
-        raise UserError(
-            f"sides={[*sides]} until={[*until]}: give a side of 1, 2, 4, 8 or 16 and a rising number of each"
-        )
+        raise UserError(f"sides={[*sides]} until={[*until]}: give sides of 1, 2, 4, 8 or 16, and rising numbers")
     return list(zip(sides, until, strict=True))
 
 

@@ -48,6 +48,9 @@ def bags(photos: Sequence[Sequence[str]], words: Sequence[str]) -> Tensor:
 class BagOfWords(nn.Module):
     """The loss of the start; ``scale`` and ``bias`` are thrown away afterwards."""
 
+    words: Tensor
+    prior: Tensor
+
     def __init__(self, words: Tensor, frequency: Tensor, tokens: int) -> None:
         super().__init__()
         self.register_buffer("words", words)
@@ -111,7 +114,7 @@ def start(projector: Projector, see: Callable[[Sequence[int]], Tensor], captions
     for number in range(how.passes):
         order = rng.permutation(len(captions))
         for step in range(a_pass):
-            some = order[step * how.batch :][: how.batch]
+            some = order[step * how.batch :][: how.batch].tolist()
             optimizer.zero_grad()
             loss = model(projector, nn.functional.dropout(see(some), how.dropout), targets[some])
             loss.backward()
@@ -120,6 +123,6 @@ def start(projector: Projector, see: Callable[[Sequence[int]], Tensor], captions
         with torch.no_grad():
             logits, seen = model.logits(projector, held[0]), float(model(projector, held[0], truth))
         print(f"words pass {number + 1}: loss {float(loss.detach()):.2f}, on val {seen:.2f}", flush=True)
-    for row, some in zip((logits - model.prior)[:4], held[1], strict=False):
-        print([vocabulary[j] for j in row.topk(min(8, len(vocabulary))).indices], "|", some[0], flush=True)
+    for row, said in zip((logits - model.prior)[:4], held[1], strict=False):
+        print([vocabulary[j] for j in row.topk(min(8, len(vocabulary))).indices], "|", said[0], flush=True)
     projector.match_norm(first, table)

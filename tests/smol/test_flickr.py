@@ -9,7 +9,7 @@ def test_split_is_by_picture_and_stays(flickr8k):
     flickr = Flickr(flickr8k, held=3)
     parts = {split: flickr.indices(split) for split in ("test", "val", "train")}
     assert [len(parts[split]) for split in parts] == [3, 3, 6]
-    assert sorted(sum(parts.values(), [])) == list(range(12))
+    assert sorted(i for part in parts.values() for i in part) == list(range(12))
     assert [photo.name for photo in Flickr(flickr8k, held=3).photos] == [photo.name for photo in flickr.photos]
 
 

@@ -75,7 +75,7 @@ def test_goes_on_from_an_export(chosen, tmp_path):
 def test_torn_checkpoint(chosen, tmp_path):
     Recipe(chosen).run()
     (tmp_path / "out/trunk.pt").write_bytes(b"torn")
-    with pytest.raises(UserError, match="cannot go on from .*trunk.pt"):
+    with pytest.raises(UserError, match=r"cannot go on from .*trunk\.pt"):
         Recipe(replace(chosen, stages=["cool"])).run()
 
 
@@ -89,9 +89,13 @@ def test_stage_without_its_predecessor(chosen, wrong, message):
         Recipe(replace(chosen, **wrong)).run()
 
 
-@pytest.mark.parametrize("wrong", [
-    {"stages": ["reed"]}, {"sides": [3]}, {"sides": [4]}, {"until": [8, 4]}, {"data": "nowhere"}, {"batch": 0}, {"held": 0}, {"mix": {"coco": 1.0}},
-])  # fmt: skip
+WRONG = [
+    {"stages": ["reed"]}, {"sides": [3]}, {"sides": [4]}, {"until": [8, 4]}, {"data": "nowhere"}, {"batch": 0},
+    {"held": 0}, {"mix": {"coco": 1.0}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_bad_settings(chosen, wrong):
     with pytest.raises(UserError, match=next(iter(wrong)) if "data" not in wrong else "is missing"):
         Recipe(replace(chosen, **wrong))
