@@ -105,6 +105,10 @@ class Flickr:
             turns.append((MATCH.format(tidy(said[rng.integers(len(said))])), [answer]))
         return turns
 
+    def pairs(self, index: int) -> list[tuple[str, str]]:
+        """The data set's own sentences, whether each matches."""
+        return [(MATCH.format(tidy(s)), "yes" if right else "no") for s, right in self.photos[index].sentences]
+
     def open(self, index: int) -> Image.Image:
         """One photograph."""
         return Image.open(self.folder / "images" / self.photos[index].name).convert("RGB")

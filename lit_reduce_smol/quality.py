@@ -1,4 +1,4 @@
-"""How good smol is on photographs it has never seen: ``python -m lit_reduce_smol.quality data=FOLDER``.
+"""How good smol is on pictures it has never seen: ``python -m lit_reduce_smol.quality data=FOLDER``.
 
 Captions by greedy decoding, scored with CIDEr-D against five references; questions as in `lit_reduce_pocket.quality`:
 an answer is right when every token of it is the most likely one. Everything also without the picture.
@@ -27,7 +27,10 @@ from lit_reduce.settings import configs_dir, resolve
 from lit_reduce_pocket.quality import Asked, blind, score
 from lit_reduce_smol.assemble import load
 from lit_reduce_smol.cider import cider_d
-from lit_reduce_smol.flickr import DESCRIBE, MATCH, Flickr, tidy
+from lit_reduce_smol.flickr import DESCRIBE, Flickr, tidy
+from lit_reduce_smol.sources import EasyVqa, Nlvr, Source
+
+LONGEST = 32  # tokens of a caption
 
 
 @dataclass
@@ -38,48 +41,72 @@ class QualitySettings:
     trained: str | None = None
     split: str = "test"
     photos: int = 1000
-    matched: int = 1000
+    match: int = 1000
+    nlvr: int = 1000
+    easy: int = 1000
     batch: int = 8
     threads: int = 0
     out: str = "outputs/smol/quality.json"
 
 
+@torch.inference_mode()
 def captions(backbone: Backbone, pictures: Sequence[Callable[[], Image.Image] | None], batch: int) -> list[str]:
     """What the model says about each picture; None stands for no picture."""
     said: list[str] = []
     for start in tqdm(range(0, len(pictures), batch), desc="captions", mininterval=10):
         some = [None if show is None else show() for show in pictures[start : start + batch]]
         inputs = backbone.prepare(some, [DESCRIBE] * len(some))
-        said += backbone.decode(backbone.model.generate(**inputs, do_sample=False, max_new_tokens=32), inputs)
+        said += backbone.decode(backbone.model.generate(**inputs, do_sample=False, max_new_tokens=LONGEST), inputs)
     return said
 
 
-def match_questions(flickr: Flickr, split: str, count: int) -> Iterator[Asked]:
-    """The first photographs of a split that have sentences, with all of these."""
-    having = [i for i in flickr.indices(split) if flickr.photos[i].sentences][:count]
-    for i in having:
-        pairs = tuple((MATCH.format(tidy(s)), "yes" if right else "no") for s, right in flickr.photos[i].sentences)
-        yield Group(flickr.photos[i].name, partial(flickr.open, i), pairs), ["match"] * len(pairs)
+def asked_of(source: Source, split: str, count: int) -> Iterator[Asked]:
+    """The first pictures of a split that have questions, with all of these."""
+    having = (i for i in source.indices(split) if source.pairs(i))
+    for i, _ in zip(having, range(count), strict=False):
+        pairs = tuple(source.pairs(i))
+        yield Group(f"{source.name}-{i}", partial(source.open, i), pairs), [source.name] * len(pairs)
 
 
-@torch.inference_mode()
-def measure(backbone: Backbone, flickr: Flickr, chosen: QualitySettings) -> dict[str, Any]:
-    """All rows, each with a 95 % interval, and what was said about every photograph."""
-    photos = flickr.indices(chosen.split)[: chosen.photos]
+def caption_rows(backbone: Backbone, flickr: Flickr, split: str, count: int, batch: int) -> tuple[dict[str, Any], Any]:
+    """CIDEr-D with and without the picture, and what was said about every photograph."""
+    photos = flickr.indices(split)[:count]
     references = [[tidy(c) for c in flickr.photos[i].captions] for i in photos]
-    said = captions(backbone, [partial(flickr.open, i) for i in photos], chosen.batch)
+    said = captions(backbone, [partial(flickr.open, i) for i in photos], batch)
     unseen = captions(backbone, [None], 1) * len(photos)
     rows = {
         "captions, CIDEr-D": _entry(100 * cider_d(said, references)),
         "captions without the picture, CIDEr-D": _entry(100 * cider_d(unseen, references)),
     }
-    asked = list(match_questions(flickr, chosen.split, chosen.matched))
-    found = score(backbone, tqdm(asked, desc="match", mininterval=10))["match"]
-    hidden = blind(backbone, asked, chosen.batch)
-    for name, values in (("match", found), ("match without the picture", hidden)):
-        rows[f"{name}, %"] = _entry(100 * torch.tensor(values, dtype=torch.float64))
-    lines = [{"picture": flickr.photos[i].name, "said": text} for i, text in zip(photos, said, strict=True)]
-    return {"backbone": backbone.identity.id, "split": chosen.split, "rows": rows, "captions": lines}
+    return rows, [{"picture": flickr.photos[i].name, "said": text} for i, text in zip(photos, said, strict=True)]
+
+
+def question_rows(backbone: Backbone, name: str, source: Source, split: str, count: int, batch: int) -> dict[str, Any]:
+    """The share of right answers in % with and without the picture."""
+    asked = list(asked_of(source, split, count))
+    found = score(backbone, tqdm(asked, desc=name, mininterval=10))[source.name]
+    hidden = blind(backbone, asked, batch)
+    named = ((f"{name}, %", found), (f"{name} without the picture, %", hidden))
+    return {row: _entry(100 * torch.tensor(values, dtype=torch.float64)) for row, values in named}
+
+
+def measure(backbone: Backbone, chosen: QualitySettings) -> dict[str, Any]:
+    """All rows that were asked for, each with a 95 % interval."""
+    data, split = Path(chosen.data), chosen.split
+    flickr = Flickr(data / "flickr8k")
+    rows: dict[str, Any] = {}
+    lines: list[dict[str, str]] = []
+    if chosen.photos:
+        rows, lines = caption_rows(backbone, flickr, split, chosen.photos, chosen.batch)
+    sets: list[tuple[str, int, Callable[[], Source]]] = [
+        ("match", chosen.match, lambda: flickr),
+        ("nlvr1", chosen.nlvr, lambda: Nlvr(data / "nlvr")),
+        ("easy-vqa", chosen.easy, EasyVqa),
+    ]
+    for name, count, source in sets:
+        if count:
+            rows |= question_rows(backbone, name, source(), split, count, chosen.batch)
+    return {"backbone": backbone.identity.id, "split": split, "rows": rows, "captions": lines}
 
 
 def _entry(values: Tensor) -> dict[str, float]:
@@ -98,14 +125,13 @@ def table(report: dict[str, Any]) -> str:
 def main(argv: Sequence[str]) -> None:
     """Resolve the settings, measure, print and write."""
     chosen = resolve(QualitySettings, argv, configs_dir(), "smol_quality")
-    if chosen.photos < 1 or chosen.matched < 1:
-        raise UserError(f"photos={chosen.photos} matched={chosen.matched}: give positive numbers")
+    if chosen.split not in ("test", "val") or min(chosen.photos, chosen.match, chosen.nlvr, chosen.easy) < 0:
+        raise UserError("give split=test or split=val, and numbers of pictures that are not negative")
     check_writable(chosen.out)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    flickr = Flickr(Path(chosen.data) / "flickr8k")
     backbone = wrap(*load(None if chosen.trained is None else Path(chosen.trained)))
-    report = measure(backbone, flickr, chosen)
+    report = measure(backbone, chosen)
     write_atomic(Path(chosen.out), json.dumps(report, indent=2) + "\n")
     print(table(report), end="")
 

@@ -47,7 +47,11 @@ class Source(Protocol):
         ...
 
     def turns(self, index: int, rng: np.random.Generator) -> list[Turn]:
-        """What is asked about a picture of ``train``."""
+        """What is asked about a picture of ``train`` in one step."""
+        ...
+
+    def pairs(self, index: int) -> list[tuple[str, str]]:
+        """What a picture is measured by: all its questions that have one right answer."""
         ...
 
 
@@ -90,10 +94,14 @@ class Nlvr:
         """One picture, 400 x 100."""
         return Image.open(self.rows[index][1]).convert("RGB")
 
-    def turns(self, index: int, rng: np.random.Generator) -> list[Turn]:  # noqa: ARG002  (there is one question)
+    def turns(self, index: int, rng: np.random.Generator) -> list[Turn]:
+        """The one sentence of a picture."""
+        return _some(self.pairs(index), rng)
+
+    def pairs(self, index: int) -> list[tuple[str, str]]:
         """The one sentence of a picture."""
         _, _, sentence, answer = self.rows[index]
-        return [(TRUE.format(sentence), [answer])]
+        return [(TRUE.format(sentence), answer)]
 
 
 class EasyVqa:
@@ -122,7 +130,11 @@ class EasyVqa:
 
     def turns(self, index: int, rng: np.random.Generator) -> list[Turn]:
         """Some of a picture's questions."""
-        return _some(self.rows[index][2], rng)
+        return _some(self.pairs(index), rng)
+
+    def pairs(self, index: int) -> list[tuple[str, str]]:
+        """All questions of a picture."""
+        return self.rows[index][2]
 
 
 class Pocket:
@@ -148,7 +160,11 @@ class Pocket:
 
     def turns(self, index: int, rng: np.random.Generator) -> list[Turn]:
         """Some questions about a scene."""
-        return _some([(q.prompt, q.answer) for q in questions(make_scene(*self.rows[index]), 2 * ASKED)], rng)
+        return _some(self.pairs(index), rng)
+
+    def pairs(self, index: int) -> list[tuple[str, str]]:
+        """Questions about a scene."""
+        return [(q.prompt, q.answer) for q in questions(make_scene(*self.rows[index]), 2 * ASKED)]
 
 
 def _some(pairs: Sequence[tuple[str, str]], rng: np.random.Generator) -> list[Turn]:

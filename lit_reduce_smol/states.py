@@ -1,5 +1,6 @@
 """What the frozen tower sees, computed once and kept on disk: float16, resumable, one row a picture."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,8 +32,8 @@ class States:
         marks = folder / f"{name}.done"
         if write and not marks.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            np.memmap(self.path, np.float16, "w+", shape=shape)
-            np.memmap(marks, np.uint8, "w+", shape=(count,))
+            _allocate(self.path, 2 * count * tokens * channels)
+            _allocate(marks, count)
         if not marks.exists():
             raise UserError(f"{marks} is missing: run the stage 'states' first")
         if self.path.stat().st_size != 2 * count * tokens * channels:
@@ -56,6 +57,18 @@ class States:
             self.rows.flush()
             self.done[part] = 1
             self.done.flush()
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Make a file of zeros whose blocks are taken: writing to a map on a full disk would kill the process."""
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path} ({size >> 20} MiB): {error.strerror}; free some space") from error
 
 
 def pixels(picture: Image.Image, side: int = SIDE) -> Tensor:

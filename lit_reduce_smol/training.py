@@ -82,7 +82,10 @@ class Training:
             "optimizer": self.optimizer.state_dict(), "seen": self.seen, "steps": self.steps, "origin": self.origin,
         }  # fmt: skip
         with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # how a full disk shows in its writer
+                raise UserError(f"cannot write {path}; free some space, the last checkpoint stays") from error
 
     def load(self, path: Path) -> None:
         """Go on from a file that `save` wrote.

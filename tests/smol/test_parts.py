@@ -3,6 +3,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from safetensors import SafetensorError
 
 from lit_reduce.errors import UserError
 from lit_reduce_smol import parts
@@ -25,7 +26,7 @@ def part(tmp_path, monkeypatch):
     (package / "w.bin").write_bytes(CONTENT)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
     monkeypatch.setenv("LIT_REDUCE_CACHE", str(tmp_path / "cache"))
-    return parts.Part("fake", "fake_weights", "w.bin", hashlib.sha256(CONTENT).hexdigest(), (), write)
+    return parts.Part("fake", "fake_weights", "w.bin", hashlib.sha256(CONTENT).hexdigest(), 1000, (), write)
 
 
 def cached(tmp_path):
@@ -71,6 +72,22 @@ def test_failed_conversion_leaves_nothing(part, tmp_path):
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
+        parts.folder_of(replace(part, convert=fails))
+    assert cached(tmp_path) == ["smol"]
+
+
+def test_no_space(part, tmp_path):
+    with pytest.raises(UserError, match=r"MiB are needed and \d+ free"):
+        parts.folder_of(replace(part, size=1 << 60))
+    assert cached(tmp_path) == []
+
+
+def test_space_that_runs_out(part, tmp_path):
+    def fails(source, out):
+        write(source, out)
+        raise SafetensorError("No space left on device (os error 28)")
+
+    with pytest.raises(UserError, match="No space left"):
         parts.folder_of(replace(part, convert=fails))
     assert cached(tmp_path) == ["smol"]
 

@@ -1,3 +1,6 @@
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +45,18 @@ def test_missing_and_foreign_files(tmp_path):
     States(tmp_path, "some", 3, 4, 1, write=True)
     with pytest.raises(UserError, match="holds other pictures"):
         States(tmp_path, "some", 4, 4, 1)
+
+
+def test_no_space(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="No space left"):
+        States(tmp_path, "some", 3, 4, 1, write=True)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert States(tmp_path, "some", 3, 4, 1, write=True).done.tolist() == [0, 0, 0]
 
 
 def test_two_layers_side_by_side_without_cls(tower):
