@@ -41,7 +41,7 @@ def load(folder: Path | None = None) -> tuple[Any, Any]:
     Raises:
         UserError: A part or what was trained is missing.
     """
-    weights = read_trained(folder or _shipped())
+    weights = read_trained(folder or shipped())
     processor = make_processor()
     language, tower = load_parts()
     model = join(language, tower, processor.tokenizer.convert_tokens_to_ids(IMAGE))
@@ -64,10 +64,11 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}; run the recipe of smol first") from error
 
 
-def _shipped() -> Path:
-    roots = (Path(__file__).parents[1], Path.cwd())
-    places = [root / "checkpoints" / "smol" for root in roots]
-    return next((place for place in places if (place / TRAINED).is_file()), places[0])
+def shipped() -> Path:
+    """The folder of what was trained and of plug-ins: beside the package when installed, else of the checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "checkpoints" / "smol"
+    return inside if inside.is_dir() else package.parent / "checkpoints" / "smol"
 
 
 def load_parts() -> tuple[Any, Any]:

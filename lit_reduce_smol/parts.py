@@ -68,8 +68,8 @@ def folder_of(part: Part) -> Path:
     if missing := [name for name in part.needs if find_spec(name) is None]:
         raise UserError(f"converting {part.file} needs {', '.join(missing)}: {INSTALL}")
     check(part, source)
-    _sweep(folder)
-    _check_space(folder, part.size)
+    clear(folder)
+    check_space(folder, part.size)
     try:
         with atomic_folder(folder) as temporary:
             part.convert(source, temporary)
@@ -109,7 +109,12 @@ def check(part: Part, source: Path) -> None:
         )
 
 
-def _check_space(folder: Path, size: int) -> None:
+def check_space(folder: Path, size: int) -> None:
+    """Find out before long work whether a folder of so many bytes fits.
+
+    Raises:
+        UserError: It does not.
+    """
     there = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(there).free
     if free < size:
@@ -119,8 +124,8 @@ def _check_space(folder: Path, size: int) -> None:
         )
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what a killed conversion left beside the folder."""
+def clear(folder: Path) -> None:
+    """Remove what a killed run left beside a folder that it was writing."""
     for stale in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(stale, ignore_errors=True)
 
