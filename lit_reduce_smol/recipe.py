@@ -52,7 +52,7 @@ class RecipeSettings:
     words_side: int = 8
     words_batch: int = 32
     words_rate: float = 1e-3
-    words_dropout: float = 0.2
+    words_dropout: float = 0.1
     sides: list[int] = field(default_factory=lambda: [4, 8, 16])
     until: list[int] = field(default_factory=lambda: [3000, 12000, 24000])
     mix: dict[str, float] = field(
