@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 import lit_reduce.reducer as reducer_module
-from lit_reduce.commands.list import main as list_command
 from lit_reduce.errors import UserError
 from lit_reduce.plugin import (
     CARD,
@@ -24,9 +22,8 @@ from lit_reduce.plugin import (
     BackboneId,
     PluginConfig,
     load_plugin,
-    open_reducer,
     save_plugin,
-)
+)  # fmt: skip
 from lit_reduce.reducer import ReducerConfig, ScoringReducer, available, create, register
 from lit_reduce.tokens import VisualTokens
 
@@ -306,28 +303,6 @@ def test_an_unwritable_folder_leaves_no_litter(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_what_a_reducer_is_called(tmp_path, monkeypatch):
-    """A name, a folder, a path or the object; one function for every command and for attach."""
-    monkeypatch.chdir(tmp_path)
-    reducer = create("random", seed=3)
-    assert open_reducer(reducer) == (reducer, None)
-    named, config = open_reducer("random", {"seed": 4})
-    assert (named.config.seed, config, named.training) == (4, None, False)
-    save_plugin("random", reducer, PluginConfig("random", {}, BACKBONE, [4], positions="renumber"))
-    assert open_reducer("random")[1] is None, "a word of the register is the reducer"
-    for place in ("./random", Path("random"), tmp_path / "random"):
-        found, config = open_reducer(place)
-        assert (found.config.seed, config.positions, found.training) == (3, "renumber", False)
-    with pytest.raises(UserError, match="carries its own"):
-        open_reducer("./random", {"seed": 1})
-    with pytest.raises(UserError, match="covipal must be trained"):
-        open_reducer("covipal")
-    with pytest.raises(UserError, match="did you mean 'random'"):
-        open_reducer("randon")
-    with pytest.raises(UserError, match="no plug-in at"):
-        open_reducer("./none")
-
-
 BROKEN = [float("nan"), float("inf"), float("-inf")]
 
 
@@ -408,11 +383,3 @@ def test_pipes_devices_and_huge_files_are_no_plugin(saved, name, kind):
             file.truncate(1 << (40 if kind == "sparse" else 22))
     with pytest.raises(UserError, match=r"not a plain file|over the limit|cannot be read"):
         load_plugin(saved[0])
-
-
-def test_the_list_shows_a_pipe_as_damaged(tmp_path, monkeypatch, capsys):
-    (tmp_path / "checkpoints" / "pipe").mkdir(parents=True)
-    os.mkfifo(tmp_path / "checkpoints" / "pipe" / CONFIG)
-    monkeypatch.chdir(tmp_path)
-    list_command([])
-    assert "checkpoints/pipe" in capsys.readouterr().out
