@@ -70,13 +70,13 @@ class Distiller(LightningModule):
             return out
         with recomputed(self.held[0]) if s.checkpointing else nullcontext():
             logits, labels, rows = objective.answers()
-        warmup_target, count = out.pop("loss", torch.zeros(())), len(batch.ids)
+        warmup_loss, count = out.pop("loss", torch.zeros(())), len(batch.ids)
         out["kl"] = row_mean(answer_kl(logits, batch.top, batch.top_ids, weights.temperature), rows, count)
         out["ce"] = row_mean(F.cross_entropy(logits.float(), labels, reduction="none"), rows, count)
         progress = (batch.step - s.guide_steps) / max(1, s.steps - s.guide_steps)
         share = weights.rank_first + (weights.rank_last - weights.rank_first) * min(1.0, max(0.0, progress))
         further = objective.penalty()
-        loss = weights.kl * out["kl"] + weights.ce * out["ce"] + share * warmup_target + sum(further.values())
+        loss = weights.kl * out["kl"] + weights.ce * out["ce"] + share * warmup_loss + sum(further.values())
         return {"loss": loss, **out, **further}
 
     def training_step(self, batch: list[Batch], batch_idx: int) -> Tensor:
